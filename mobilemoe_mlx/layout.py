@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.model import split_int4_name
+from mobilemoe_mlx.model import is_expert_matrix, packed_names, split_int4_name
 from mobilemoe_mlx.quantized import stored_type
 from mobilemoe_mlx.safetensors_file import FORMAT_NAMES, Tensor
 
@@ -95,25 +95,12 @@ def expected_tensors(args: ModelArgs, layout: Layout) -> dict[str, Expected]:
 def published_name(name: str) -> str:
     """A float tensor's published name: expert matrices lose their trailing `.weight`."""
     module = name.removesuffix(".weight")
-    return module if _is_expert_matrix(module) else name
+    return module if is_expert_matrix(module) else name
 
 
 def module_name(name: str) -> str:
     """The inverse of `published_name`: the parameter's name in `Model`."""
-    return f"{name}.weight" if _is_expert_matrix(name) else name
-
-
-def packed_names(parameter: str) -> tuple[str, str]:
-    """The published names of a parameter's codes and scales."""
-    module = parameter.removesuffix(".weight")
-    if _is_expert_matrix(module):
-        stem = module.removesuffix("_proj")
-        return f"{stem}_qweight", f"{stem}_scale"
-    return f"{module}.qweight", f"{module}.weight_scale"
-
-
-def _is_expert_matrix(module: str) -> bool:
-    return module.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+    return f"{name}.weight" if is_expert_matrix(name) else name
 
 
 def to_mlx(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -251,7 +251,7 @@ class Model(nn.Module):
         """
         out: dict[str, mx.array] = {}
         for name, tensor in weights.items():
-            if name.endswith((".gate_up_proj", ".down_proj")):
+            if is_expert_matrix(name):
                 out[f"{name}.weight"] = tensor
             elif (split := split_int4_name(name)) is None:
                 out[name] = tensor
@@ -278,3 +278,17 @@ def split_int4_name(name: str) -> tuple[str, str, str] | None:
     if leaf in ("qweight", "weight_scale"):
         return head, "qweight" if leaf == "qweight" else "scale", f"{head}.weight_scale"
     return None
+
+
+def packed_names(parameter: str) -> tuple[str, str]:
+    """The published names of a parameter's codes and scales: the inverse of `split_int4_name`."""
+    module = parameter.removesuffix(".weight")
+    if is_expert_matrix(module):
+        stem = module.removesuffix("_proj")
+        return f"{stem}_qweight", f"{stem}_scale"
+    return f"{module}.qweight", f"{module}.weight_scale"
+
+
+def is_expert_matrix(module: str) -> bool:
+    """True for the path of a matrix that holds all routed experts."""
+    return module.endswith((".experts.gate_up_proj", ".experts.down_proj"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.model import Model, packed_names
 
 # Tensors that INT4 leaves alone, with the type that the published QAT files store them in.
 _STORED_TYPES = {
@@ -73,12 +74,8 @@ def quantize_parameters(parameters: dict[str, Any]) -> dict[str, mx.array]:
             continue
         codes, scale = int4.quantize(weight)
         int4.check_scales(name, scale)
-        module = name.removesuffix(".weight")
-        if module.endswith(("experts.gate_up_proj", "experts.down_proj")):
-            stem = module.removesuffix("_proj")
-            out[f"{stem}_qweight"], out[f"{stem}_scale"] = int4.pack(codes), scale
-        else:
-            out[f"{module}.qweight"], out[f"{module}.weight_scale"] = int4.pack(codes), scale
+        qweight, weight_scale = packed_names(name)
+        out[qweight], out[weight_scale] = int4.pack(codes), scale
     return out
 
 
@@ -92,8 +89,6 @@ def quantize_model(model: Model, dtype: mx.Dtype = mx.float32) -> Model:
 
 def as_quantized(args: ModelArgs) -> ModelArgs:
     """The same configuration with the published `quantization` block."""
-    import dataclasses
-
     return dataclasses.replace(args, quantized=True)
 
 

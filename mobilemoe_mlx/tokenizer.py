@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
-from mobilemoe_mlx import transformers_config
+from mobilemoe_mlx import atomic_file, transformers_config
 from mobilemoe_mlx.errors import UserError
 
 # The control tokens of the published chat format.
@@ -127,10 +126,14 @@ def train_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     config = _tokenizer_config()
     special_tokens_map = {key: config[key] for key in ("bos_token", "eos_token")}
-    _write(folder / "tokenizer.model", model)
-    _write(folder / "tokenizer.json", _fast_tokenizer(model).to_str(pretty=True).encode())
-    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
-    _write(folder / "special_tokens_map.json", json.dumps(special_tokens_map, indent=2).encode())
+    files = {
+        "tokenizer.model": model,
+        "tokenizer.json": _fast_tokenizer(model).to_str(pretty=True).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+        "special_tokens_map.json": json.dumps(special_tokens_map, indent=2).encode(),
+    }
+    for name, content in files.items():
+        atomic_file.write(folder / name, content)
     return {
         "vocab_size": vocab_size,
         "texts": len(sample),
@@ -336,10 +339,3 @@ def _record_texts(record: Any, where: str) -> Iterator[str]:
             yield message["content"]
     else:
         raise UserError(f"{where} has neither a text field 'text' nor a list 'messages'.")
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write to a temporary name beside `file`, then rename."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)

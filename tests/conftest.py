@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import mlx.core as mx
 mx.set_default_device(mx.cpu)
 
 import pytest  # noqa: E402
+from training_fixtures import write_family  # noqa: E402
 
 from mobilemoe_mlx.config import ModelArgs  # noqa: E402
 from mobilemoe_mlx.random_checkpoint import write_random_checkpoint  # noqa: E402
@@ -70,3 +72,23 @@ def int4_folder(
     write_random_checkpoint(folder, tiny_args, seed=2, quantized=True)
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `datasets`' cache in training tests; also for their subprocesses."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def datasets_cache(cache: Path) -> Iterator[None]:
+    """Keeps this process's `datasets` in `cache` (`pytest.mark.usefixtures`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipe_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """The recipe of a very small family, with its data (training_fixtures.py)."""
+    return write_family(tmp_path_factory.mktemp("family"), tokenizer_folder)

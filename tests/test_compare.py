@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 import matplotlib.image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx.cli.main import main  # noqa: E402
 from mobilemoe_mlx.compare.report import (  # noqa: E402
@@ -27,25 +28,11 @@ from mobilemoe_mlx.compare.report import (  # noqa: E402
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model  # noqa: E402
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE  # noqa: E402
 from mobilemoe_mlx.compare.trace import LayerValues, Trace, trace_mlx, trace_torch  # noqa: E402
-from mobilemoe_mlx.config import ModelArgs  # noqa: E402
 from mobilemoe_mlx.convert import convert  # noqa: E402
 from mobilemoe_mlx.errors import UserError  # noqa: E402
 from mobilemoe_mlx.model import Model  # noqa: E402
 
-ARGS = ModelArgs(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=32,
-    intermediate_size_mlp=128,
-    num_local_experts=12,
-    vocab_size=96,
-    bos_token_id=0,
-    eos_token_id=(1,),
-    max_position_embeddings=256,
-)
+ARGS = small_args()
 LAYOUTS = ["bf16", "int4"]
 
 

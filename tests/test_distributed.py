@@ -6,41 +6,25 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from training_fixtures import environment, losses, mobilemoe, write_family
+from training_fixtures import environment, losses, mobilemoe
 
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import load_recipe
 from mobilemoe_mlx.train.run import train
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 STAGES = ("pretrain", "sft", "qat")  # text, chat, and INT4
 # float32 sums in another order: 1e-7 a step was measured, and what it grows to. INT4 rounding makes
 # whole codes of it; at the recipe's high rate, percents within a few steps.
 TOLERANCE = {"pretrain": 1e-5, "sft": 1e-5, "qat": 2e-3}
 SETTINGS = ("optimizer.peak_lr=2e-3",)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def datasets_cache(cache: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-        yield
-
-
-@pytest.fixture(scope="module")
-def recipe_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return write_family(tmp_path_factory.mktemp("family"), tokenizer_folder)
 
 
 def train_arguments(recipe: Path, run: Path, *settings: str) -> list[str]:

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx import experts  # noqa: E402
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE  # noqa: E402
@@ -21,20 +22,7 @@ from mobilemoe_mlx.config import PRESETS, ModelArgs  # noqa: E402
 from mobilemoe_mlx.model import LayerTrace, Model  # noqa: E402
 from mobilemoe_mlx.quantized import fake_quantize_parameters  # noqa: E402
 
-ARGS = ModelArgs(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=32,
-    intermediate_size_mlp=128,
-    num_local_experts=12,
-    vocab_size=96,
-    bos_token_id=0,
-    eos_token_id=(1,),
-    max_position_embeddings=512,
-)
+ARGS = small_args(max_position_embeddings=512)
 Z_LOSS = 1e-4  # model.md, training recipe
 # max |difference| / max |gradient| of each parameter. float32 has 6e-8; the sums are over at most
 # a few hundred terms through three layers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from small_model import small_args
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import PRESETS, ModelArgs
@@ -131,20 +132,7 @@ def test_a_ragged_axis_is_refused():
         int4.quantize(mx.zeros((2, 33)))
 
 
-ARGS = ModelArgs(
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=32,
-    intermediate_size_mlp=128,
-    num_local_experts=12,
-    vocab_size=96,
-    bos_token_id=0,
-    eos_token_id=(1,),
-    max_position_embeddings=256,
-)
+ARGS = small_args(num_hidden_layers=2)
 
 
 def random_model(args: ModelArgs) -> Model:

@@ -9,25 +9,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from small_model import small_args
 
 from mobilemoe_mlx.config import PRESETS, ModelArgs, RopeScaling
 from mobilemoe_mlx.model import Attention, LayerTrace, Model, Router, rope_periods
 from mobilemoe_mlx.quantized import int4_model, quantize_model, quantize_parameters
 
-ARGS = ModelArgs(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=32,
-    intermediate_size_mlp=128,
-    num_local_experts=12,
-    vocab_size=96,
-    bos_token_id=0,
-    eos_token_id=(1,),
-    max_position_embeddings=256,
-)
+ARGS = small_args()
 
 
 def random_model(seed: int = 0) -> Model:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from training_fixtures import environment, losses, mobilemoe, run_command, write_family
+from training_fixtures import environment, losses, mobilemoe, run_command
 
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
@@ -27,24 +27,9 @@ from mobilemoe_mlx.train.recipe import STAGES, load_recipe
 from mobilemoe_mlx.train.run import train
 from mobilemoe_mlx.train.step import Trainer
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 # On one machine the same steps give the same bits, so losses and weights are compared exactly.
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def datasets_cache(cache: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-        yield
-
-
-@pytest.fixture(scope="module")
-def recipe_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return write_family(tmp_path_factory.mktemp("family"), tokenizer_folder)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +179,7 @@ def test_another_folder_is_not_taken_for_a_run(recipe_path: Path, tmp_path: Path
 
 
 def test_a_run_killed_before_its_first_file_can_start_again(recipe_path: Path, tmp_path: Path):
-    (tmp_path / "recipe.tmp").touch()
+    (tmp_path / "recipe.json.tmp").touch()
     train(load_recipe(recipe_path, stages=["pretrain"]), tmp_path)
 
 

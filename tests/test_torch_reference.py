@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
+from small_model import small_args  # noqa: E402
 from transformers import DeepseekV3Config, Llama4TextConfig  # noqa: E402
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek  # noqa: E402
@@ -28,21 +29,8 @@ from mobilemoe_mlx.errors import UserError  # noqa: E402
 SCALING = RopeScaling(
     factor=8.0, original_max_position_embeddings=64, low_freq_factor=1.0, high_freq_factor=4.0
 )
-ARGS = ModelArgs(
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=32,
-    intermediate_size_mlp=128,
-    num_local_experts=12,
-    vocab_size=96,
-    rope_theta=10000.0,
-    rope_scaling=SCALING,
-    max_position_embeddings=512,
-    bos_token_id=0,
-    eos_token_id=(1,),
+ARGS = small_args(
+    num_hidden_layers=2, rope_theta=10000.0, rope_scaling=SCALING, max_position_embeddings=512
 )
 SAME = {"rtol": 1e-5, "atol": 1e-5}  # float32, activations of order one
 

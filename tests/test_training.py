@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -31,6 +30,8 @@ from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGES, Recipe, load_recipe
 from mobilemoe_mlx.train.run import train
 from mobilemoe_mlx.train.step import Trainer
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 REFERENCE = Path(__file__).parent / "data" / "tiny_losses.json"
 PROMPTS = ("the cat sees", "a", "the small red house and the tree and a bird finds the dog")
@@ -169,18 +170,6 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
 
 
 # --- a whole run ------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def recipe_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return write_family(tmp_path_factory.mktemp("family"), tokenizer_folder)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mobilemoe_mlx import atomic_file
 from mobilemoe_mlx.checkpoint_check import open_checkpoint
 from mobilemoe_mlx.compare.trace import LayerValues, Trace, load_and_trace_mlx, load_and_trace_torch
 from mobilemoe_mlx.config import ModelArgs
@@ -149,9 +149,7 @@ class ComparisonReport:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         for name, content in {"compare.json": text.encode(), "compare.png": draw(self)}.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            atomic_file.write(folder / name, content)
 
 
 def compare_checkpoint(

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mobilemoe_mlx import atomic_file
 from mobilemoe_mlx.accounting import account
 from mobilemoe_mlx.quickstart.samples import Sample
 from mobilemoe_mlx.train.metrics import read_metrics
@@ -50,9 +51,7 @@ def write_report(results: Results, path: Path) -> Path:
         "## Speed",
         _speed(results),
     ]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    atomic_file.write(path, ("\n\n".join(parts) + "\n").encode())
     return path
 
 

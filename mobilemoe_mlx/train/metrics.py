@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mobilemoe_mlx import atomic_file
 from mobilemoe_mlx.memory import peak_memory_bytes
 
 
@@ -90,6 +90,4 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [r for r in read_metrics(path) if r["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    atomic_file.write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())

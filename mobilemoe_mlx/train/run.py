@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mobilemoe_mlx import checkpoint, hub
+from mobilemoe_mlx import atomic_file, checkpoint, hub
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.data.mixture import load_mixture
 from mobilemoe_mlx.data.packing import PackedBatches
@@ -366,7 +365,7 @@ def _prepare(
             saved = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{record} is damaged ({error}): start in another folder.") from None
-    elif run.exists() and any(path != _temporary(record) for path in run.iterdir()):
+    elif run.exists() and any(path != atomic_file.temporary_name(record) for path in run.iterdir()):
         raise UserError(f"{run} exists and is not a training run: choose another folder.")
     for name, stage in stages.items():
         started = state.latest(run / name / "checkpoints") is not None
@@ -403,16 +402,7 @@ def _prepare(
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = _temporary(path)
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_suffix(".tmp")
+    atomic_file.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _sha256(path: Path) -> str:

@@ -85,12 +85,11 @@ class Trainer:
         sums: LossSums | None = None
         for micro in _micro_batches(batch, self.micro_rows):
             part, gradient = self._gradients(micro, targets, real)
-            sums = (
-                part
-                if sums is None
-                else LossSums(*(a + b for a, b in zip(sums, part, strict=True)))
-            )
-            gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
+            if sums is None:
+                sums, gradients = part, gradient
+            else:
+                sums = LossSums(*map(mx.add, sums, part))
+                gradients = tree_map(mx.add, gradients, gradient)
             mx.eval(gradients, sums)
         assert sums is not None
         if self.group.size() > 1:
