@@ -9,7 +9,15 @@ from mobilemoe_mlx.errors import UserError
 
 _CONFIG = "config.json"
 # Data only: no pickles, no code.
-_ALLOWED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
+_ALLOWED = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "LICENSE*",
+    "USE_POLICY*",
+    "README.md",
+]
 _IGNORED = ["*/*"]  # sub-folders hold other forms of the same weights
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

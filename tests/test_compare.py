@@ -18,16 +18,17 @@ from safetensors.torch import save_file  # noqa: E402
 from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx.cli.main import main  # noqa: E402
+from mobilemoe_mlx.compare.measures import TensorError  # noqa: E402
 from mobilemoe_mlx.compare.report import (  # noqa: E402
     TOLERANCES,
-    TensorError,
     Tolerance,
     compare_checkpoint,
     compare_traces,
 )
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model  # noqa: E402
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE  # noqa: E402
-from mobilemoe_mlx.compare.trace import LayerValues, Trace, trace_mlx, trace_torch  # noqa: E402
+from mobilemoe_mlx.compare.trace import trace_torch  # noqa: E402
+from mobilemoe_mlx.compare.values import LayerValues, Trace, trace_mlx  # noqa: E402
 from mobilemoe_mlx.convert import convert  # noqa: E402
 from mobilemoe_mlx.errors import UserError  # noqa: E402
 from mobilemoe_mlx.model import Model  # noqa: E402

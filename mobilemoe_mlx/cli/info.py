@@ -1,11 +1,18 @@
-"""`mobilemoe info [PRESET_OR_CHECKPOINT]`: what a model costs; without an argument, all presets."""
+"""`mobilemoe info [PRESET, CHECKPOINT or PACKAGE]`: what a model costs; by itself, all presets."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilemoe_mlx.accounting import Described, describe, describe_presets
+from mobilemoe_mlx.errors import UserError
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.package_info import FunctionInfo, ManifestInfo, PackageInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        help="tiny, S, M, L, a checkpoint folder or a Hugging Face repository id (default: all "
-        "presets)",
+        help="tiny, S, M, L, a checkpoint folder, a Hugging Face repository id or an exported "
+        ".mlpackage (default: all presets)",
     )
     parser.add_argument(
         "--context",
@@ -27,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    if args.model is not None and _is_package(args.model):
+        _run_for_package(args)
+        return
     if args.model is None:
         described = describe_presets(args.context)
     else:
@@ -36,6 +46,21 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(records if args.model is None else records[0], indent=2))
     else:
         print(_table(described))
+
+
+def _is_package(model: str) -> bool:
+    path = Path(model).expanduser()
+    return path.suffix == ".mlpackage" or (path / "Manifest.json").is_file()
+
+
+def _run_for_package(args: argparse.Namespace) -> None:
+    # coremltools takes seconds to import, and the other uses do without it.
+    from mobilemoe_mlx.package_info import describe_package
+
+    if args.context is not None:
+        raise UserError("A package's context is fixed: ask without --context.")
+    info = describe_package(args.model)
+    print(json.dumps(info.to_dict(), indent=2) if args.json else _package_text(info))
 
 
 def _table(described: list[Described]) -> str:
@@ -94,3 +119,66 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}" if unit == "GB" else f"{count / size:.1f} {unit}"
     return f"{count} B"
+
+
+def _package_text(info: PackageInfo) -> str:
+    cells = _package_cells(info)
+    width = max(map(len, cells))
+    lines = [f"{label:<{width}}  {text}".rstrip() for label, text in cells.items()]
+    for function in info.functions:
+        lines += ["", *_function_lines(function, info.default_function)]
+    return "\n".join(lines)
+
+
+def _package_cells(info: PackageInfo) -> dict[str, str]:
+    args, a = info.args, info.accounting
+    return {
+        "package": f"{info.path.name}, {_bytes(info.package_bytes)}",
+        "form": info.form,
+        "target": f"{info.target} (specification version {info.specification_version})",
+        "exported by": info.exporter,
+        "context / prefill block": f"{info.context:,} / {info.prefill_block:,} tokens",
+        "logits of a prefill block": info.logits,
+        "layers / hidden size": f"{args.num_hidden_layers} / {args.hidden_size}",
+        "routed experts / per token": f"{args.num_local_experts} / {args.num_experts_per_tok}",
+        "vocabulary": f"{args.vocab_size:,}",
+        "active / total parameters": (
+            f"{_short(a.active_parameters)} / {_short(a.total_parameters)}"
+        ),
+        "quantization": f"{info.quantization['format']}",
+        "key/value cache, in memory": _bytes(info.key_value_cache_bytes),
+        "program": _bytes(info.program_bytes),
+        "weights": _bytes(info.weight_bytes),
+        **{f"  {kind.kind}": f"{_bytes(kind.bytes)} in {kind.count:,}" for kind in info.weights},
+        "manifest": _manifest_text(info.manifest),
+    }
+
+
+def _manifest_text(manifest: ManifestInfo | None) -> str:
+    if manifest is None:
+        return "none beside the package"
+    problems = [f"{name} is missing" for name in manifest.missing]
+    problems += [f"{name} has another size" for name in manifest.resized]
+    where = f"{manifest.path.parent.name}/{manifest.path.name}, {manifest.files} files"
+    return f"{where}: {'; '.join(problems) or 'all there (checksums: mobilemoe verify)'}"
+
+
+def _function_lines(function: FunctionInfo, default: str) -> Iterator[str]:
+    yield function.name + (" (default)" if function.name == default else "")
+    for kind, features in (
+        ("input", function.inputs),
+        ("state", function.states),
+        ("output", function.outputs),
+    ):
+        for name, feature in features.items():
+            shape = ", ".join(map(str, feature.shape))
+            yield f"  {kind:<6}  {name:<11}  {feature.dtype} [{shape}]"
+    yield f"  {_counts(function.operations)}"
+    if function.computed:
+        yield f"  results: {_counts(function.computed)}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return f"{sum(counts.values()):,} operations: " + ", ".join(
+        f"{count:,} {name}" for name, count in counts.items()
+    )

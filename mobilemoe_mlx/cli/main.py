@@ -18,6 +18,8 @@ COMMANDS = {
     "train": "run training stages from a recipe",
     "plot": "draw a run's loss curves and expert load",
     "convert": "change a checkpoint's layout, without changing a bit of it",
+    "export": "write a Core ML package for iPhone and Mac, with its resources",
+    "verify": "prove that a package computes what its checkpoint does",
     "tokenizer": "train a SentencePiece tokenizer",
     "corpus": "build the standard-library corpus",
     "compare": "compare MLX with PyTorch, layer by layer",

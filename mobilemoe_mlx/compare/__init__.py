@@ -1,4 +1,5 @@
 """MLX against PyTorch: an independent reference of the same model, and the numerics report.
 
-Needs the extra `torch`; see docs/numerics.md for what is measured and how.
+`values` and `measures` serve every comparison; the rest needs the extra `torch`. See
+docs/numerics.md for what is measured and how.
 """

@@ -18,7 +18,14 @@ import numpy as np
 
 from mobilemoe_mlx import atomic_file
 from mobilemoe_mlx.checkpoint_check import open_checkpoint
-from mobilemoe_mlx.compare.trace import LayerValues, Trace, load_and_trace_mlx, load_and_trace_torch
+from mobilemoe_mlx.compare.measures import (
+    LayerComparison,
+    TensorError,
+    compare_layers,
+    kl_divergence,
+)
+from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
+from mobilemoe_mlx.compare.values import Trace
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.layout import Layout
@@ -39,43 +46,6 @@ TOLERANCES = {
     "float16": Tolerance("mean", 0.05),
     "bfloat16": Tolerance("mean", 0.15),
 }
-
-
-@dataclass(frozen=True)
-class TensorError:
-    """Distance of one tensor from its reference; 0, 0 and 1 when they are equal."""
-
-    max: float  # max |measured - reference| / max |reference|
-    mean: float  # mean |measured - reference| / RMS(reference)
-    cosine: float  # of the two flattened tensors
-
-    @classmethod
-    def between(cls, measured: np.ndarray, reference: np.ndarray) -> TensorError:
-        """Two arrays of one shape; a value that is not finite makes every measure NaN."""
-        difference = np.abs(measured - reference)
-        size = float(np.abs(reference).max())
-        rms = float(np.sqrt(np.mean(np.square(reference), dtype=np.float64)))
-        norms = _norm(measured) * _norm(reference)
-        dot = float(np.einsum("ti,ti->", measured, reference, dtype=np.float64))
-        return cls(
-            max=float(difference.max()) / size,
-            mean=float(difference.mean(dtype=np.float64)) / rms,
-            cosine=dot / norms,
-        )
-
-
-@dataclass(frozen=True)
-class LayerComparison:
-    """One decoder layer: the residual stream after it, and its routing."""
-
-    layer: int
-    hidden: TensorError
-    selection_agreement: float  # share of selected experts in common, as sets
-    tokens_differing: int  # tokens whose sets differ
-    # Over the tokens routed alike in every earlier layer, where a difference is not a consequence:
-    first_flips: int  # those whose sets differ here
-    flip_margin: float | None  # their largest reference gap from the last chosen score to the next
-    score_error: float | None  # max |biased score difference|, absolute; None without such tokens
 
 
 @dataclass(frozen=True)
@@ -214,20 +184,15 @@ def compare_traces(
     tolerance: Tolerance,
 ) -> ComparisonReport:
     """Compare two traces of one sequence; `dtypes` are MLX's and PyTorch's."""
-    same_routing = np.ones(len(reference.logits), bool)  # [tokens], in every layer so far
-    layers = []
-    for index, pair in enumerate(zip(measured.layers, reference.layers, strict=True)):
-        layer, differing = _compare_layer(index, *pair, same_routing)
-        layers.append(layer)
-        same_routing &= ~differing
-    kl = [_kl(r, m) for r, m in zip(reference.logits, measured.logits, strict=True)]
+    layers, same_routing = compare_layers(measured.layers, reference.layers)
+    kl = [kl_divergence(r, m) for r, m in zip(reference.logits, measured.logits, strict=True)]
     same_top1 = measured.logits.argmax(-1) == reference.logits.argmax(-1)
     return ComparisonReport(
         checkpoint=checkpoint,
         mlx_dtype=dtypes[0],
         torch_dtype=dtypes[1],
         tokens=len(reference.logits),
-        layers=tuple(layers),
+        layers=layers,
         logits=TensorError.between(measured.logits, reference.logits),
         tokens_same_routing=int(same_routing.sum()),
         logits_same_routing=(
@@ -245,30 +210,6 @@ def compare_traces(
             "torch": importlib.metadata.version("torch"),
         },
     )
-
-
-def _compare_layer(
-    index: int, measured: LayerValues, reference: LayerValues, same_so_far: np.ndarray
-) -> tuple[LayerComparison, np.ndarray]:
-    """The layer's comparison, and bool [tokens]: whose selections differ."""
-    slots = reference.experts.shape[-1]
-    common = (measured.experts[:, :, None] == reference.experts[:, None, :]).sum(axis=(1, 2))
-    differing = common < slots
-    flips = differing & same_so_far
-    ranked = -np.sort(-reference.scores[flips], axis=-1)
-    score_error = np.abs(measured.scores - reference.scores)[same_so_far]
-    comparison = LayerComparison(
-        layer=index,
-        hidden=TensorError.between(measured.hidden, reference.hidden),
-        selection_agreement=float(common.mean() / slots),
-        tokens_differing=int(differing.sum()),
-        first_flips=int(flips.sum()),
-        flip_margin=(
-            float((ranked[:, slots - 1] - ranked[:, slots]).max()) if flips.any() else None
-        ),
-        score_error=float(score_error.max()) if same_so_far.any() else None,
-    )
-    return comparison, differing
 
 
 def _tokens(
@@ -289,20 +230,6 @@ def _tokens(
     if prompt is None:
         tokens = np.random.default_rng(seed).integers(args.vocab_size, size=num_tokens).tolist()
     return tokens
-
-
-def _kl(reference: np.ndarray, measured: np.ndarray) -> float:
-    p, q = _log_softmax(reference), _log_softmax(measured)
-    return float((np.exp(p) * (p - q)).sum())
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
-def _norm(x: np.ndarray) -> float:
-    return float(np.sqrt(np.square(x).sum(dtype=np.float64)))
 
 
 def _small(value: float | None) -> str:

@@ -13,9 +13,11 @@ import mlx.core as mx
 
 from mobilemoe_mlx import atomic_file
 from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.coreml.package import Exported
 from mobilemoe_mlx.quickstart.samples import Sample
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe
+from mobilemoe_mlx.verify.report import VerifyReport
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Results:
     model_folder: Path  # the INT4 checkpoint
     unigram: dict[str, float]  # stage -> nats a target
     samples: list[Sample]
+    exported: Exported
+    verified: VerifyReport
     seconds: dict[str, float]  # step -> wall time
 
 
@@ -48,6 +52,8 @@ def write_report(results: Results, path: Path) -> Path:
         _load(results),
         "## Samples of the INT4 checkpoint",
         _samples(results),
+        "## Core ML package",
+        _package(results),
         "## Speed",
         _speed(results),
     ]
@@ -154,6 +160,16 @@ def _samples(results: Results) -> str:
             f"{title}:\n\n```text\n{sample.prompt}\n```\n\nAnswer:\n\n```text\n{sample.text}\n```"
         )
     return "\n\n".join(parts)
+
+
+def _package(results: Results) -> str:
+    exported = results.exported
+    return (
+        f"`{exported.package.name}` ({exported.package_bytes:,} bytes) and "
+        f"`{exported.resources.name}` hold the INT4 checkpoint for an app (docs/ios.md). The saved "
+        "package was evaluated op by op in numpy and compared with MLX:\n\n"
+        f"```text\n{results.verified.text()}\n```"
+    )
 
 
 def _speed(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""The quickstart: corpus, tokenizer, four training stages, INT4 checkpoint, samples, report."""
+"""The quickstart: corpus, tokenizer, four stages, INT4 checkpoint, Core ML package, report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.quickstart.baseline import unigram_loss
@@ -18,6 +21,7 @@ from mobilemoe_mlx.tokenizer import corpus_texts, load_tokenizer, train_tokenize
 from mobilemoe_mlx.train.plot import plot_run
 from mobilemoe_mlx.train.recipe import load_recipe
 from mobilemoe_mlx.train.run import train
+from mobilemoe_mlx.verify.verify import verify_package
 
 
 def quickstart(
@@ -28,9 +32,10 @@ def quickstart(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Train, quantise, run and report; returns the path of the report (RUN/report.md).
+    """Train, quantise, run, export, verify, report; returns the report's path (RUN/report.md).
 
-    `overrides`: as for `mobilemoe train`. Raises UserError when `run` exists, unless `overwrite`.
+    `overrides`: as for `mobilemoe train`. Raises UserError when `run` exists, unless `overwrite`,
+    and when the exported package does not compute what the model does.
     """
     folder = Path(run).resolve()
     _clear(folder, overwrite)
@@ -55,6 +60,12 @@ def quickstart(
     training = folder / "training"
     model_folder = timed("Training", lambda: train(config, training))
     tokenizer = load_tokenizer(tokenizer_folder)
+    package = folder / f"MobileMoE-{Path(recipe).stem}.mlpackage"
+    exported = timed(
+        "Core ML package",
+        lambda: export_coreml(model_folder, package, _export_options(config.model)),
+    )
+    verified = timed("Proof of the package", lambda: verify_package(package, model_folder))
     results = Results(
         recipe=config,
         corpus=statistics,
@@ -65,10 +76,21 @@ def quickstart(
             lambda: {n: unigram_loss(config, s, tokenizer) for n, s in config.stages.items()},
         ),
         samples=timed("Samples of the INT4 checkpoint", lambda: generate_samples(model_folder)),
+        exported=exported,
+        verified=verified,
         seconds=seconds,
     )
     plot_run(training, folder)
-    return write_report(results, folder / "report.md")
+    report = write_report(results, folder / "report.md")
+    if not verified.passed:
+        raise UserError(f"{package} does not compute what its checkpoint does; see {report}.")
+    return report
+
+
+def _export_options(args: ModelArgs) -> ExportOptions:
+    # Small enough that the proof fills the whole context in seconds.
+    context = min(512, args.max_position_embeddings)
+    return ExportOptions(context=context, prefill_block=min(64, context))
 
 
 def _clear(folder: Path, overwrite: bool) -> None:

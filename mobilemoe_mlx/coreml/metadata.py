@@ -1,0 +1,124 @@
+"""What a package says of itself: in Xcode to a developer, in user-defined fields to `mobilemoe`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from coremltools.proto import Model_pb2
+
+from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.checkpoint_check import Checkpoint
+from mobilemoe_mlx.config import INT4_QUANTIZATION, ModelArgs
+from mobilemoe_mlx.coreml import names
+from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.model_folder import published_config
+
+PREFIX = "mobilemoe."
+
+_CARD_CHARACTERS = 20_000  # of the checkpoint's README.md that travel in the package
+
+
+@dataclass(frozen=True)
+class Credits:
+    """Author and licence as Xcode shows them; None: what the checkpoint's files say."""
+
+    author: str | None = None
+    license: str | None = None
+
+
+def describe(
+    spec: Model_pb2.Model, checkpoint: Checkpoint, options: ExportOptions, credit: Credits
+) -> None:
+    """Fill in `spec`'s metadata and the descriptions of inputs, outputs and states."""
+    metadata = spec.description.metadata
+    metadata.shortDescription = _summary(checkpoint.args, options)
+    metadata.author = credit.author or "Not stated; exported with mobilemoe-mlx"
+    metadata.license = credit.license or _license(checkpoint.folder)
+    metadata.versionString = f"mobilemoe-mlx {version('mobilemoe-mlx')}"
+    for name, text in _user_defined(checkpoint, options).items():
+        metadata.userDefined[PREFIX + name] = text
+    texts = _feature_texts(checkpoint.args, options)
+    for function in spec.description.functions:
+        for feature in (*function.input, *function.output, *function.state):
+            feature.shortDescription = texts[feature.name]
+    for feature in (*spec.description.input, *spec.description.output):
+        feature.shortDescription = texts[feature.name]
+
+
+def user_defined(fields: Mapping[str, str]) -> dict[str, str]:
+    """Those of a package's user-defined `fields` that are ours, without their prefix."""
+    return {n.removeprefix(PREFIX): v for n, v in fields.items() if n.startswith(PREFIX)}
+
+
+def _user_defined(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, str]:
+    return {
+        "form": options.moe,
+        "context": str(options.context),
+        "prefill_block": str(options.prefill_block),
+        "logits": options.logits,
+        "target": options.deployment_target,
+        "quantization": json.dumps(INT4_QUANTIZATION),
+        "config": json.dumps(published_config(checkpoint.args, checkpoint.config)),
+        "model_card": _model_card(checkpoint, options),
+    }
+
+
+def _summary(args: ModelArgs, options: ExportOptions) -> str:
+    sizes = account(args)
+    use = (
+        "Feed the prompt to `prefill` in blocks, then one token at a time to `decode`; both "
+        "share the key/value cache, which is the model's state."
+        if options.moe == "core-ops"
+        else "Feed the prompt in blocks, then one token at a time; copy new_keys and new_values "
+        "into your caches after each call. Needs the custom layer classes."
+    )
+    return (
+        f"MobileMoE language model: {sizes.total_parameters / 1e6:,.1f}M parameters, "
+        f"{sizes.active_parameters / 1e6:,.1f}M active per token, {args.num_hidden_layers} layers, "
+        f"{args.num_local_experts} experts (top-{args.num_experts_per_tok}) and a shared one, INT4 "
+        f"weights in groups of 32, context {options.context:,}. {use}"
+    )
+
+
+def _model_card(checkpoint: Checkpoint, options: ExportOptions) -> str:
+    path = checkpoint.folder / "README.md"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARACTERS]
+    return (
+        f"{_summary(checkpoint.args, options)}\n\nThe checkpoint has no model card. Weights: the "
+        "checkpoint's INT4 codes and float16 scales, unchanged. Computation: float16; residual "
+        "stream, norms, rotations and router float32."
+    )
+
+
+def _license(folder: Path) -> str:
+    for path in sorted(folder.glob("LICENSE*")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        title = next((line.strip() for line in lines if line.strip()), None)
+        if title:
+            return f"{title} (see {path.name} in the resources folder)"
+    return "Not stated by the checkpoint"
+
+
+def _feature_texts(args: ModelArgs, options: ExportOptions) -> dict[str, str]:
+    cache = (
+        f"[layers {args.num_hidden_layers}, key/value heads {args.num_key_value_heads}, positions "
+        f"{options.context}, features {args.head_dim}]"
+    )
+    return {
+        names.TOKENS: f"Token ids, 0 to {args.vocab_size - 1}. Pad a shorter block with any id.",
+        names.POSITION: (
+            "Position of the first of these tokens, counted from 0. The last position of the "
+            f"block must stay below the context, {options.context}."
+        ),
+        names.LENGTH: "How many tokens of the block count; logits are those of the last of them.",
+        names.LOGITS: f"Scores of the next token, one for each of {args.vocab_size} ids.",
+        names.KEY_CACHE: f"Keys of all layers, float16 {cache}.",
+        names.VALUE_CACHE: f"Values of all layers, float16 {cache}.",
+        names.NEW_KEYS: "Keys of these tokens: copy them into key_cache at their positions.",
+        names.NEW_VALUES: "Values of these tokens: copy them into value_cache at their positions.",
+    }

@@ -1,0 +1,79 @@
+"""What a Core ML export can be asked for, checked against the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.errors import UserError, did_you_mean
+
+# Deployment target -> Core ML specification version. iOS 18 is the first with states and with
+# several functions in one package; coremltools 9 knows none beyond iOS 26.
+TARGETS = {"iOS18": 9, "iOS26": 10}
+
+# The name that macOS has for the same Core ML.
+_SAME_AS = {"macOS15": "iOS18", "macOS26": "iOS26"}
+
+# Indices of blocks and rows travel as uint16, Core ML's widest unsigned index.
+_MAX_INDEX = 65535
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choices of an export; the defaults are for an iPhone 16 Pro (8 GB).
+
+    A cache of 2,048 positions takes 42 MB for S, 75 MB for M, 131 MB for L, and every step reads
+    all of it. A prefill block of 256 tokens touches every expert once for about 17 tokens of its
+    own, so that longer blocks gain little while short prompts pay for a whole block.
+    """
+
+    moe: Literal["core-ops", "custom-layer"] = "core-ops"
+    context: int = 2048  # positions in the key/value cache
+    prefill_block: int = 256  # tokens of one call of `prefill`
+    target: str = "iOS18"
+    logits: Literal["last", "all"] = "last"  # of a prefill block: its last token's, or all
+
+    def check(self, args: ModelArgs) -> None:
+        """Raise UserError when a choice is impossible in itself or for the model `args`."""
+        if self.moe not in ("core-ops", "custom-layer"):
+            raise UserError(f"--moe is '{self.moe}'; it must be core-ops or custom-layer.")
+        if self.logits not in ("last", "all"):
+            raise UserError(f"--logits is '{self.logits}'; it must be last or all.")
+        if self.deployment_target not in TARGETS:
+            raise UserError(_target_problem(self.target))
+        if self.context < 2:
+            raise UserError(f"--context is {self.context}; it must be at least 2 tokens.")
+        if self.context > args.max_position_embeddings:
+            raise UserError(
+                f"--context is {self.context:,}, beyond the {args.max_position_embeddings:,} "
+                "positions of the model (config.json max_position_embeddings): ask for less."
+            )
+        if not 2 <= self.prefill_block <= self.context:
+            raise UserError(
+                f"--prefill-block is {self.prefill_block}; it must be at least 2 tokens and at "
+                f"most the context, {self.context:,}."
+            )
+        if self.prefill_block * args.num_experts_per_tok * 2 > _MAX_INDEX:
+            most = _MAX_INDEX // (2 * args.num_experts_per_tok)
+            raise UserError(
+                f"--prefill-block is {self.prefill_block:,}; this model takes at most {most:,}."
+            )
+
+    @property
+    def deployment_target(self) -> str:
+        """`target` under the name that Core ML has on iOS."""
+        return _SAME_AS.get(self.target, self.target)
+
+
+def _target_problem(target: str) -> str:
+    known = [*TARGETS, *_SAME_AS]
+    if target.startswith(("iOS", "macOS")) and target not in known:
+        digits = "".join(c for c in target if c.isdigit())
+        first = 18 if target.startswith("iOS") else 15
+        if digits and int(digits) < first:
+            return (
+                f"--target is {target}, which has no Core ML states for the key/value cache: "
+                "iOS 18 and macOS 15 are the first that do."
+            )
+    return f"--target is '{target}'{did_you_mean(target, known)}; choose among {', '.join(known)}."

@@ -1,0 +1,133 @@
+"""The folder beside a package: what an app needs besides the model, and the manifest of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from coremltools.proto import FeatureTypes_pb2, Model_pb2
+
+from mobilemoe_mlx.checkpoint_check import Checkpoint
+from mobilemoe_mlx.config import INT4_QUANTIZATION
+from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.model_folder import COMPANION_FILES, published_config
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "mobilemoe-coreml", 1
+
+_DTYPES = {
+    FeatureTypes_pb2.ArrayFeatureType.INT32: "int32",
+    FeatureTypes_pb2.ArrayFeatureType.FLOAT16: "float16",
+    FeatureTypes_pb2.ArrayFeatureType.FLOAT32: "float32",
+}
+
+
+def resources_name(package: Path) -> str:
+    """The name of the resources folder of `package`: S.mlpackage has S-resources beside it."""
+    return f"{package.stem}-resources"
+
+
+def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy tokenizer, chat template, generation settings, licence and model card into `folder`."""
+    for pattern in (*COMPANION_FILES, "README.md"):
+        for path in sorted(checkpoint.folder.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+    args = checkpoint.args
+    _write_json(folder / "config.json", published_config(args, checkpoint.config))
+    if not (folder / "generation_config.json").exists():
+        settings = {"bos_token_id": args.bos_token_id, "eos_token_id": list(args.eos_token_id)}
+        _write_json(folder / "generation_config.json", settings)
+    if not (folder / "chat_template.jinja").exists():
+        template = _inline_chat_template(folder / "tokenizer_config.json")
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def write_manifest(
+    package: Path,
+    folder: Path,
+    spec: Model_pb2.Model,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+) -> None:
+    """Write `folder`/manifest.json: functions, sizes, settings, and a checksum of every file.
+
+    `package` and `folder` lie side by side; file names in the manifest are relative to that place.
+    """
+    root = package.parent
+    paths = sorted(p for top in (package, folder) for p in top.rglob("*") if p.is_file())
+    files: dict[str, dict[str, Any]] = {
+        str(path.relative_to(root)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in paths
+    }
+    args = checkpoint.args
+    cache = 2 * args.num_hidden_layers * args.key_value_dim * options.context * 2  # float16
+    weights = (".bin", ".mlmodel") if options.moe == "custom-layer" else (".bin",)
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "package": package.name,
+        "form": options.moe,
+        "target": options.deployment_target,
+        "context": options.context,
+        "prefill_block": options.prefill_block,
+        "logits": options.logits,
+        "quantization": INT4_QUANTIZATION,
+        "tokens": {"bos": args.bos_token_id, "eos": list(args.eos_token_id)},
+        "functions": _functions(spec),
+        "sizes": {
+            "package": sum(f["bytes"] for n, f in files.items() if n.startswith(package.name)),
+            "weights": sum(f["bytes"] for n, f in files.items() if n.endswith(weights)),
+            "checkpoint_weights": sum(t.nbytes for t in checkpoint.tensors.values()),
+            "key_value_cache": cache,
+        },
+        "files": files,
+    }
+    _write_json(folder / MANIFEST, manifest)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
+    description = spec.description
+    described = {f.name: f for f in description.functions} or {"main": description}
+    return {
+        name: {
+            "inputs": _features(function.input),
+            "outputs": _features(function.output),
+            "states": _features(function.state),
+        }
+        for name, function in described.items()
+    }
+
+
+def _features(features: Any) -> dict[str, Any]:
+    out = {}
+    for feature in features:
+        kind = feature.type
+        array = (
+            kind.stateType.arrayType
+            if kind.WhichOneof("Type") == "stateType"
+            else kind.multiArrayType
+        )
+        out[feature.name] = {"shape": list(array.shape), "dtype": _DTYPES[array.dataType]}
+    return out
+
+
+def _inline_chat_template(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Greedy text of a package against MLX's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mobilemoe_mlx.compare.measures import TensorError
+from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.verify.session import Session, plan
+from mobilemoe_mlx.verify.tolerance import Limit, limit
+
+
+@dataclass(frozen=True)
+class GreedyReport:
+    """Tokens of both up to their first difference."""
+
+    prompt: int  # tokens
+    generated: tuple[int, ...]  # by the package, up to the first difference
+    expected: tuple[int, ...]  # by MLX
+    difference: TensorError | None  # of the logits where they part; None: they do not
+    limit: Limit
+
+    @property
+    def passed(self) -> bool:
+        """Whether they agree, or part where the logits are within the limit: at a near tie."""
+        if self.difference is None:
+            return True
+        return getattr(self.difference, self.limit.measure) <= self.limit.value
+
+
+def compare_greedy(
+    session: Session, model: Model, prompt: Sequence[int], count: int, arithmetic: str
+) -> GreedyReport:
+    """Continue `prompt` by up to `count` most likely tokens, fewer at the end of the context."""
+    count = min(count, session.context - len(prompt))
+    session.reset()
+    cache = model.make_cache()
+    steps = list(plan(len(prompt), len(prompt), session.block, session.context))
+    mine = [session.feed(prompt[c.start : c.start + c.count], c.start) for c in steps][-1].logits
+    theirs = model(mx.array([prompt]), cache)[0, -1]
+    generated: list[int] = []
+    expected: list[int] = []
+    difference = None
+    for position in range(len(prompt), len(prompt) + count):
+        generated.append(int(mine[-1].argmax()))
+        expected.append(int(mx.argmax(theirs).item()))
+        if generated[-1] != expected[-1]:
+            reference = np.array(theirs.astype(mx.float32))
+            difference = TensorError.between(mine[-1:], reference[None])
+            break
+        if position + 1 < len(prompt) + count:
+            mine = session.feed(generated[-1:], position).logits
+            theirs = model(mx.array([generated[-1:]]), cache)[0, -1]
+    return GreedyReport(
+        prompt=len(prompt),
+        generated=tuple(generated),
+        expected=tuple(expected),
+        difference=difference,
+        limit=limit(arithmetic, len(model.layers)),
+    )

@@ -1,0 +1,72 @@
+"""Open a saved package of either form, as the checks need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from mobilemoe_mlx.checkpoint_check import Checkpoint
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml import names
+from mobilemoe_mlx.coreml.metadata import user_defined
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
+from mobilemoe_mlx.verify.mil_program import read_package
+from mobilemoe_mlx.verify.session import MLProgramSession, Session
+from mobilemoe_mlx.verify.weights import WeightsReport, check_weights
+
+
+class SavedPackage(Protocol):
+    """A package on disk."""
+
+    path: Path
+    form: str
+    context: int
+    user_defined: Mapping[str, str]  # the metadata that an export leaves, without its prefix
+    arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated
+
+    def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
+        """Compare its weights with the checkpoint's, bit for bit."""
+
+    def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:
+        """Evaluate it in `arithmetic`."""
+
+    def peak_intermediate_bytes(self) -> int | None:
+        """The most bytes of intermediate values alive in one call, if its form says."""
+
+
+class CoreOpsPackage:
+    """The ML Program of Core ML's own ops."""
+
+    form = "core-ops"
+    arithmetics: tuple[Arithmetic, ...] = ("float32", "declared")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._package = read_package(path)
+        missing = {names.PREFILL, names.DECODE} - set(self._package.functions)
+        if missing:
+            raise UserError(
+                f"{path} has no function {' or '.join(sorted(missing))}: not an export."
+            )
+        self.user_defined = user_defined(self._package.metadata.user_defined)
+        self.context = self._package.signatures[names.DECODE].states[names.KEY_CACHE].shape[2]
+
+    def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
+        """Compare its weights with the checkpoint's, bit for bit."""
+        return check_weights(self._package, checkpoint)
+
+    def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:
+        """Evaluate it in `arithmetic`."""
+        return MLProgramSession(self._package, args, arithmetic)
+
+    def peak_intermediate_bytes(self) -> int | None:
+        """The most bytes of intermediate values alive in one call of either function."""
+        evaluator = Evaluator(self._package)
+        return max(evaluator.peak_bytes(name) for name in self._package.functions)
+
+
+def open_saved(path: Path) -> SavedPackage:
+    """The package at `path`; raises UserError for anything that is no whole export."""
+    return CoreOpsPackage(path)

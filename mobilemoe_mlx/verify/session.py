@@ -1,0 +1,129 @@
+"""Feed tokens to a saved package as an app does: blocks to prefill, single tokens to decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mobilemoe_mlx.compare.values import LayerValues, Trace
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml import names
+from mobilemoe_mlx.verify.mil_evaluator import Evaluator
+from mobilemoe_mlx.verify.mil_program import Package
+
+
+class Call(NamedTuple):
+    """One call of the model: tokens `start` up to `start + count`."""
+
+    start: int
+    count: int
+
+
+class Step(NamedTuple):
+    """What one call computed for its tokens, padding left out."""
+
+    layers: list[LayerValues]
+    logits: np.ndarray  # float32 [rows, vocabulary]: the last token's, or every token's
+
+
+class Session(Protocol):
+    """A package with its key/value cache."""
+
+    args: ModelArgs
+    context: int  # positions in the cache
+    block: int  # most tokens of one call
+
+    def reset(self) -> None:
+        """Empty the cache."""
+
+    def feed(self, tokens: Sequence[int], position: int) -> Step:
+        """Run one call: `tokens`, one to `block` of them, the first at `position`."""
+
+
+def plan(prompt: int, total: int, block: int, context: int) -> Iterator[Call]:
+    """Calls for `prompt` tokens in blocks and then one by one up to `total`.
+
+    A block may not reach beyond the context, padding included: one that would starts earlier, with
+    tokens that the cache has already, which gives the same rows again (docs/ios.md).
+    """
+    for start in range(0, prompt, block):
+        end = min(start + block, prompt)
+        start = min(start, context - block)
+        yield Call(start, end - start)
+    for position in range(prompt, total):
+        yield Call(position, 1)
+
+
+def run(session: Session, tokens: Sequence[int], prompt: int) -> tuple[Trace, list[int]]:
+    """Run all `tokens`, the first `prompt` of them in blocks; -> (values, rows of the logits)."""
+    session.reset()
+    total = len(tokens)
+    filled: list[LayerValues] = []
+    logits: dict[int, np.ndarray] = {}
+    for call in plan(prompt, total, session.block, session.context):
+        end = call.start + call.count
+        step = session.feed(tokens[call.start : end], call.start)
+        if not filled:
+            filled = [_empty(layer, total) for layer in step.layers]
+        for whole, part in zip(filled, step.layers, strict=True):
+            for destination, rows in zip(_arrays(whole), _arrays(part), strict=True):
+                destination[call.start : end] = rows
+        logits |= {end - len(step.logits) + i: row for i, row in enumerate(step.logits)}
+    rows = sorted(logits)
+    return Trace(filled, np.stack([logits[row] for row in rows])), rows
+
+
+def _arrays(values: LayerValues) -> tuple[np.ndarray, ...]:
+    return values.hidden, values.scores, values.experts
+
+
+def _empty(values: LayerValues, tokens: int) -> LayerValues:
+    return LayerValues(*(np.zeros((tokens, *a.shape[1:]), a.dtype) for a in _arrays(values)))
+
+
+class MLProgramSession:
+    """The ML Program form: `prefill` and `decode` on one state."""
+
+    def __init__(self, package: Package, args: ModelArgs, arithmetic: str) -> None:
+        signature = package.signatures[names.PREFILL]
+        self.args = args
+        self.block = signature.inputs[names.TOKENS].shape[1]
+        self.context = signature.states[names.KEY_CACHE].shape[2]
+        self._all_logits = signature.outputs[names.LOGITS].shape[1] > 1
+        self._evaluator = Evaluator(package, arithmetic)
+        self._state: dict[str, np.ndarray] = {}
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self._state = self._evaluator.new_state(names.DECODE)
+
+    def feed(self, tokens: Sequence[int], position: int) -> Step:
+        """Run `decode` for one token, else `prefill` for a block padded with token 0."""
+        count = len(tokens)
+        function = names.DECODE if count == 1 else names.PREFILL
+        padding = [] if count == 1 else [0] * (self.block - count)
+        inputs = {
+            names.TOKENS: np.array([[*tokens, *padding]], np.int32),
+            names.POSITION: np.array([position], np.int32),
+        }
+        if count > 1 and not self._all_logits:
+            inputs[names.LENGTH] = np.array([count], np.int32)
+        taps: dict[str, np.ndarray] = {}
+
+        def keep(name: str, value: np.ndarray) -> None:
+            if name.endswith(("_hidden", "_scores", "_selection")):
+                taps[name] = value[:count].copy()
+
+        outputs = self._evaluator.run(function, inputs, self._state, keep)
+        logits = outputs[names.LOGITS][0].astype(np.float32)
+        layers = [
+            LayerValues(
+                hidden=taps[names.hidden(index)],
+                scores=taps[names.scores(index)],
+                experts=taps[names.selection(index)].argmax(-1),
+            )
+            for index in range(self.args.num_hidden_layers)
+        ]
+        return Step(layers, logits[:count])

@@ -1,0 +1,42 @@
+"""How far a package may be from MLX in float32, and where the numbers come from."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+# The package's program, computed in float32 throughout, against MLX in float32: two programs that
+# add the same products in other orders. The limit is that of `mobilemoe compare`.
+FLOAT32_LIMIT = 1e-4
+
+# Root mean square of the relative error of one rounding to float16: half a unit in the last place
+# is 2^-11 at most, the error is uniform below that (1 / sqrt 3), and averaged over mantissas from 1
+# to 2 the unit is 0.72 of its largest size.
+FLOAT16_ROUNDING = 2**-11 / math.sqrt(3) * 0.72
+
+# Roundings to float16 between a layer's input and what it adds to the residual stream, which is
+# float32 itself. Attention: input, weights, qkv, q and k after their norm, product with the values,
+# weights, output. Experts: input, weights, gate and up, silu, product, weights, output.
+ROUNDINGS_PER_LAYER = 14
+ROUNDINGS_OUTSIDE = 4  # embedding row; head: input, weights, logits
+
+# Errors pass through later layers and grow; near ties in the routing fall differently.
+SAFETY = 10
+
+
+class Limit(NamedTuple):
+    """The measure of the logits that is judged, and its largest accepted value."""
+
+    measure: str  # "max" or "mean" of `TensorError`
+    value: float
+
+
+def limit(arithmetic: str, layers: int) -> Limit:
+    """The limit for logits computed in `arithmetic` ("float32" or "declared") by `layers` layers.
+
+    declared: independent roundings add up as the root of their number.
+    """
+    if arithmetic == "float32":
+        return Limit("max", FLOAT32_LIMIT)
+    roundings = ROUNDINGS_PER_LAYER * layers + ROUNDINGS_OUTSIDE
+    return Limit("mean", SAFETY * FLOAT16_ROUNDING * math.sqrt(roundings))

@@ -1,0 +1,119 @@
+"""Prove a saved package against the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mobilemoe_mlx.checkpoint import load_model
+from mobilemoe_mlx.checkpoint_check import Checkpoint, open_checkpoint
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml.source import open_source
+from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.layout import Layout
+from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.quantized import quantize_model
+from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
+from mobilemoe_mlx.verify.cases import CASES, make_case, run_case
+from mobilemoe_mlx.verify.files import check_files
+from mobilemoe_mlx.verify.greedy import compare_greedy
+from mobilemoe_mlx.verify.package_form import SavedPackage, open_saved
+from mobilemoe_mlx.verify.report import VerifyReport
+
+PROMPT = "Once upon a time"
+_RANDOM_PROMPT = 12  # tokens, for a checkpoint without a tokenizer
+
+
+def verify_package(
+    package: str | Path,
+    against: str | Path,
+    *,
+    cases: Sequence[str] = CASES,
+    prompt: str | None = None,
+    greedy_tokens: int = 24,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> VerifyReport:
+    """Check files, weights, logits and greedy text of a saved package against a checkpoint folder.
+
+    The package is read from disk and evaluated in numpy, in float32 throughout and with its
+    declared types; the reference is this package's model in MLX, float32. A BF16 checkpoint is
+    rounded to nearest first, as the export did. `cases`: any of "short", "long", "full". `prompt`:
+    the text that is continued greedily by `greedy_tokens` tokens (0: none). `seed`: of the cases'
+    random tokens. `say` hears what is being done. Raises UserError for a package or checkpoint that
+    cannot be read, and for a package of another model.
+    """
+    for name in cases:
+        if name not in CASES:
+            raise UserError(f"There is no case '{name}'{did_you_mean(name, CASES)}.")
+    if seed < 0 or greedy_tokens < 0:
+        raise UserError("The seed and the number of greedy tokens must be 0 or more.")
+    path = Path(package).expanduser().resolve()
+    saved = open_saved(path)
+    folder = Path(against)
+    checkpoint = open_source(folder, quantize=open_checkpoint(folder).layout is Layout.FLOAT)
+    _check_same_model(saved, checkpoint)
+    tokens = _greedy_prompt(folder, checkpoint.args, prompt, seed)
+    if len(tokens) >= saved.context:
+        raise UserError(
+            f"The prompt has {len(tokens)} tokens, and the package's context is {saved.context}."
+        )
+    say("files and weights")
+    files, weights = check_files(path), saved.check_weights(checkpoint)
+    model = _reference(folder, checkpoint)
+    reports = []
+    greedy = None
+    for arithmetic in saved.arithmetics:
+        session = saved.session(checkpoint.args, arithmetic)
+        for name in cases:
+            say(f"{name} in {arithmetic} arithmetic")
+            case = make_case(name, session, seed)
+            reports.append(run_case(case, session, model, arithmetic))
+        if arithmetic == saved.arithmetics[-1] and greedy_tokens:
+            say("greedy text")
+            greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
+    return VerifyReport(
+        package=path.name,
+        checkpoint=folder.name,
+        form=saved.form,
+        files=files,
+        weights=weights,
+        cases=tuple(reports),
+        greedy=greedy,
+        peak_intermediate_bytes=saved.peak_intermediate_bytes(),
+    )
+
+
+def _check_same_model(saved: SavedPackage, checkpoint: Checkpoint) -> None:
+    if (config := saved.user_defined.get("config")) is None:
+        raise UserError(f"{saved.path} does not say which model it is: it is no export of ours.")
+    try:
+        args = ModelArgs.from_dict(json.loads(config))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{saved.path}: its description of the model is damaged: {error}."
+        ) from None
+    if args != checkpoint.args:
+        mine, theirs = args.to_dict(), checkpoint.args.to_dict()
+        name = next(n for n in mine if mine[n] != theirs.get(n))
+        raise UserError(
+            f"{saved.path} was not made from {checkpoint.folder}: {name} is {mine[name]} in the "
+            f"package and {theirs.get(name)} in the checkpoint."
+        )
+
+
+def _reference(folder: Path, checkpoint: Checkpoint) -> Model:
+    model = load_model(folder, dtype=mx.float32)
+    return model if model.args == checkpoint.args else quantize_model(model)
+
+
+def _greedy_prompt(folder: Path, args: ModelArgs, prompt: str | None, seed: int) -> list[int]:
+    if prompt is None and not (folder / "tokenizer.json").is_file():
+        rng = np.random.default_rng(seed)
+        return rng.integers(args.vocab_size, size=_RANDOM_PROMPT).tolist()
+    begin = [] if args.bos_token_id is None else [args.bos_token_id]
+    return begin + encode_text(load_tokenizer(folder), PROMPT if prompt is None else prompt)

@@ -1,0 +1,136 @@
+"""Is every weight of a package, bit for bit, the checkpoint's?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mobilemoe_mlx.checkpoint_check import Checkpoint
+from mobilemoe_mlx.coreml import names
+from mobilemoe_mlx.coreml.rope_table import rope_table
+from mobilemoe_mlx.coreml.source import to_numpy
+from mobilemoe_mlx.verify.mil_program import Constant, Function, Operation, Package
+
+# A table entry may differ from ours in float32's last place, as cosines do between libraries.
+_TABLE_ERROR = 2.0**-23
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What was compared, and every constant that is not what it should be."""
+
+    tensors: int  # of the checkpoint
+    nbytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all weights are the checkpoint's."""
+        return not self.problems
+
+
+def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
+    """Compare every constant of both functions with the INT4 tensors of `checkpoint`.
+
+    Codes and scales are compared as bytes, floats as bytes after exact widening, RoPE tables with
+    the rotations of the checkpoint's configuration.
+    """
+    problems: list[str] = []
+    tensors = nbytes = 0
+    found = {name: _constants(f) for name, f in package.functions.items()}
+    # Both functions usually name the same blob, which is then read once.
+    seen: dict[str, list[Constant]] = {}
+    for constant in names.constants(checkpoint.args):
+        for part, expected, sources in _expected(constant, checkpoint):
+            tensors += sources
+            nbytes += expected.nbytes
+            for function, constants in found.items():
+                actual = constants.get(part)
+                if actual is None:
+                    problems.append(f"{function}: has no constant {part}")
+                elif not _already(seen, part, actual):
+                    problems += [
+                        f"{function}: {part}: {why}"
+                        for why in _difference(package, actual, expected)
+                    ]
+    context = package.signatures[names.DECODE].states[names.KEY_CACHE].shape[2]
+    for name, table in rope_table(checkpoint.args, context).items():
+        for function, constants in found.items():
+            if (actual := constants.get(name)) is None:
+                problems.append(f"{function}: has no constant {name}")
+            elif not _already(seen, name, actual):
+                problems += _table_difference(function, name, package.value(actual), table)
+    return WeightsReport(tensors, nbytes, tuple(problems))
+
+
+def _already(seen: dict[str, list[Constant]], name: str, constant: Constant) -> bool:
+    before = seen.setdefault(name, [])
+    if constant.blob is not None and any(
+        c.blob == constant.blob and c.type == constant.type for c in before
+    ):
+        return True
+    before.append(constant)
+    return False
+
+
+def _constants(function: Function) -> dict[str, Constant]:
+    """Constants by name; those of a quantised linear as NAME_codes and NAME_scale."""
+    found: dict[str, Constant] = {}
+    for operation in function.operations:
+        if operation.type == "const":
+            found[operation.outputs[0][0]] = operation.attributes["val"]
+        elif operation.type == "constexpr_blockwise_shift_scale":
+            name = operation.outputs[0][0]
+            found |= {
+                f"{name}_{part}": constant
+                for part, key in (("codes", "data"), ("scale", "scale"))
+                if (constant := _argument(operation, key)) is not None
+            }
+    return found
+
+
+def _argument(operation: Operation, name: str) -> Constant | None:
+    argument = operation.inputs[name][0]
+    return argument if isinstance(argument, Constant) else None
+
+
+def _expected(
+    constant: names.Constant, checkpoint: Checkpoint
+) -> Iterable[tuple[str, np.ndarray, int]]:
+    """(Name in the package, the checkpoint's array, how many tensors it is) of one constant."""
+    tensors = checkpoint.tensors
+    if constant.form == "int4":
+        for suffix, part in (("qweight", "codes"), ("weight_scale", "scale")):
+            arrays = [to_numpy(tensors[f"{s}.{suffix}"]) for s in constant.sources]
+            yield f"{constant.name}_{part}", np.concatenate(arrays), len(arrays)
+    else:
+        yield constant.name, to_numpy(tensors[constant.sources[0]]), 1
+
+
+def _difference(package: Package, constant: Constant, expected: np.ndarray) -> list[str]:
+    if constant.blob is not None and package.weights is not None:
+        package.value(constant)  # checks the blob's type and size against the program's
+        actual = package.weights.raw(constant.blob)
+    else:
+        actual = np.ascontiguousarray(package.value(constant)).reshape(-1).view(np.uint8)
+    wanted = np.ascontiguousarray(expected).reshape(-1).view(np.uint8)
+    if actual.size != wanted.size:
+        return [f"has {actual.size} bytes, the checkpoint {wanted.size}"]
+    differing = np.flatnonzero(actual != wanted)
+    if not differing.size:
+        return []
+    return [f"{differing.size} of {wanted.size} bytes differ, the first at {differing[0]}"]
+
+
+def _table_difference(
+    function: str, name: str, actual: np.ndarray, expected: np.ndarray
+) -> list[str]:
+    if actual.shape != expected.shape:
+        return [f"{function}: {name} has the shape {actual.shape}, expected {expected.shape}"]
+    wrong = np.argwhere(~(np.abs(actual - expected) <= _TABLE_ERROR))  # a NaN is wrong
+    if not wrong.size:
+        return []
+    position, pair = wrong[0]
+    return [f"{function}: {name} is wrong at {len(wrong)} places, first [{position}, {pair}]"]

@@ -1,0 +1,370 @@
+"""The files of an export: whole, bit for bit, described, and never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import coremltools as ct
+import mlx.core as mx
+import numpy as np
+import pytest
+from coremltools.converters.mil.frontend.milproto.load import load as load_mil
+
+from mobilemoe_mlx import int4
+from mobilemoe_mlx.checkpoint_check import open_checkpoint
+from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.convert import convert
+from mobilemoe_mlx.coreml import package as package_module
+from mobilemoe_mlx.coreml.metadata import Credits
+from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.coreml.package import export_coreml
+from mobilemoe_mlx.errors import UserError
+
+OPTIONS = ExportOptions(context=64, prefill_block=16)
+
+
+@pytest.fixture(scope="module")
+def package(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the INT4 fixture; do not write into it."""
+    return export_coreml(int4_folder, tmp_path_factory.mktemp("x") / "S.mlpackage", OPTIONS).package
+
+
+def spec_of(package: Path):
+    return ct.utils.load_spec(str(package))
+
+
+def program_of(package: Path):
+    """The program as coremltools reads it back, which shares nothing with our own reader."""
+    spec = spec_of(package)
+    weights = package / "Data" / "com.apple.CoreML" / "weights"
+    return load_mil(spec, spec.specificationVersion, str(weights))
+
+
+def test_coremltools_reads_every_code_and_scale_back(package: Path, int4_folder: Path) -> None:
+    tensors = open_checkpoint(int4_folder).tensors
+
+    def codes(module: str) -> np.ndarray:
+        return np.array(int4.unpack(tensors[f"{module}.qweight"].read()))
+
+    def array(name: str) -> np.ndarray:
+        tensor = tensors[name].read()
+        return np.array(tensor.astype(mx.float32) if tensor.dtype == mx.bfloat16 else tensor)
+
+    layer = "model.layers.1"
+    attention, moe = f"{layer}.self_attn", f"{layer}.feed_forward"
+    for function in program_of(package).functions.values():
+        quantised = {
+            op.outputs[0].name: op
+            for op in function.operations
+            if op.op_type == "constexpr_blockwise_shift_scale"
+        }
+        constants = {
+            op.outputs[0].name: op.outputs[0].val
+            for op in function.operations
+            if op.op_type == "const"
+        }
+        for name, modules in {
+            "embedding": ["model.embed_tokens"],
+            "layers_1_qkv": [f"{attention}.{p}_proj" for p in "qkv"],
+            "layers_1_o": [f"{attention}.o_proj"],
+            "layers_1_shared_gate_up": [f"{moe}.shared_expert.{p}_proj" for p in ("gate", "up")],
+            "layers_1_shared_down": [f"{moe}.shared_expert.down_proj"],
+        }.items():
+            expected = np.concatenate([codes(m) for m in modules])
+            scales = np.concatenate([array(f"{m}.weight_scale") for m in modules])
+            assert np.array_equal(np.asarray(quantised[name].data.val, np.int8), expected), name
+            scale = np.asarray(quantised[name].scale.val)
+            assert scale.dtype == np.float16
+            assert scale.tobytes() == scales.tobytes(), name
+        for name, source in {
+            "layers_1_gate_up_codes": f"{moe}.experts.gate_up_qweight",
+            "layers_1_gate_up_scale": f"{moe}.experts.gate_up_scale",
+            "layers_1_down_codes": f"{moe}.experts.down_qweight",
+            "layers_1_down_scale": f"{moe}.experts.down_scale",
+            "layers_1_router": f"{moe}.router.weight",
+            "layers_1_expert_bias": f"{moe}.expert_bias",
+            "layers_1_input_norm": f"{layer}.input_layernorm.weight",
+            "layers_1_moe_norm": f"{layer}.post_attention_layernorm.weight",
+            "norm": "model.norm.weight",
+        }.items():
+            assert np.asarray(constants[name]).tobytes() == array(source).tobytes(), name
+
+
+def test_both_functions_share_one_weight_file(package: Path) -> None:
+    places: dict[str, set[int]] = {}
+    for function in spec_of(package).mlProgram.functions.values():
+        for op in next(iter(function.block_specializations.values())).operations:
+            values = [a.arguments[0].value for a in op.inputs.values()]
+            values += list(op.attributes.values())
+            for value in values:
+                if value.WhichOneof("value") == "blobFileValue" and op.outputs[0].name.startswith(
+                    ("layers_", "embedding", "norm", "rope_")
+                ):
+                    key = f"{op.outputs[0].name} {value.type.tensorType.dataType}"
+                    places.setdefault(key, set()).add(value.blobFileValue.offset)
+    assert len(places) > 20
+    assert all(len(offsets) == 1 for offsets in places.values())
+
+
+def test_signatures_are_what_the_documentation_says(package: Path) -> None:
+    functions = {f.name: f for f in spec_of(package).description.functions}
+
+    def shapes(features) -> dict[str, tuple[int, ...]]:
+        return {
+            f.name: tuple(f.type.multiArrayType.shape or f.type.stateType.arrayType.shape)
+            for f in features
+        }
+
+    cache = {"key_cache": (2, 2, 64, 16), "value_cache": (2, 2, 64, 16)}
+    assert shapes(functions["prefill"].input) == {
+        "tokens": (1, 16),
+        "position": (1,),
+        "length": (1,),
+    }
+    assert shapes(functions["decode"].input) == {"tokens": (1, 1), "position": (1,)}
+    for function in functions.values():
+        assert shapes(function.state) == cache
+        assert shapes(function.output) == {"logits": (1, 1, 480)}
+        for feature in (*function.input, *function.output, *function.state):
+            assert feature.shortDescription
+
+
+def test_all_logits_on_request(int4_folder: Path, tmp_path: Path) -> None:
+    options = ExportOptions(context=32, prefill_block=8, logits="all")
+    done = export_coreml(int4_folder, tmp_path / "a.mlpackage", options)
+    prefill = {f.name: f for f in spec_of(done.package).description.functions}["prefill"]
+    assert [f.name for f in prefill.input] == ["tokens", "position"]
+    assert list(prefill.output[0].type.multiArrayType.shape) == [1, 8, 480]
+
+
+def test_metadata_tells_a_developer_what_it_is(
+    int4_folder: Path, tmp_path: Path, package: Path
+) -> None:
+    metadata = spec_of(package).description.metadata
+    assert "INT4" in metadata.shortDescription and "prefill" in metadata.shortDescription
+    assert metadata.license == "Not stated by the checkpoint"
+    assert json.loads(metadata.userDefined["mobilemoe.quantization"])["group_size"] == 32
+    assert json.loads(metadata.userDefined["mobilemoe.config"])["num_hidden_layers"] == 2
+
+    folder = tmp_path / "licensed"
+    shutil.copytree(int4_folder, folder)
+    (folder / "LICENSE").write_text("\nSome Research License v1\n\nTerms\n")
+    (folder / "README.md").write_text("# A model card\n")
+    done = export_coreml(folder, tmp_path / "l.mlpackage", OPTIONS, credit=Credits("Ada"))
+    metadata = spec_of(done.package).description.metadata
+    assert metadata.author == "Ada"
+    assert metadata.license.startswith("Some Research License v1")
+    assert metadata.userDefined["mobilemoe.model_card"] == "# A model card\n"
+    assert (done.resources / "LICENSE").is_file()
+
+
+def test_resources_and_manifest(package: Path, int4_folder: Path) -> None:
+    folder = package.with_name("S-resources")
+    assert (folder / "tokenizer.json").read_bytes() == (int4_folder / "tokenizer.json").read_bytes()
+    template = json.loads((int4_folder / "tokenizer_config.json").read_text())["chat_template"]
+    assert (folder / "chat_template.jinja").read_text() == template
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["context"] == 64
+    assert set(manifest["functions"]) == {"prefill", "decode"}
+    assert manifest["functions"]["decode"]["states"]["key_cache"] == {
+        "shape": [2, 2, 64, 16],
+        "dtype": "float16",
+    }
+    # 2 caches x 2 layers x 2 heads x 64 positions x 16 features x 2 bytes
+    assert manifest["sizes"]["key_value_cache"] == 2 * 2 * 2 * 64 * 16 * 2
+    files = {
+        str(p.relative_to(package.parent)): p
+        for top in (package, folder)
+        for p in top.rglob("*")
+        if p.is_file() and p.name != "manifest.json"
+    }
+    assert set(manifest["files"]) == set(files)
+    for name, path in files.items():
+        assert manifest["files"][name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert manifest["files"][name]["bytes"] == path.stat().st_size
+
+
+def test_two_exports_are_the_same_bytes(int4_folder: Path, tmp_path: Path, package: Path) -> None:
+    again = export_coreml(int4_folder, tmp_path / "S.mlpackage", OPTIONS).package
+    for name in ("model.mlmodel", "weights/weight.bin"):
+        path = f"Data/com.apple.CoreML/{name}"
+        assert (package / path).read_bytes() == (again / path).read_bytes(), name
+
+
+def test_mlx_layout_gives_the_same_weights(
+    int4_folder: Path, tmp_path: Path, package: Path
+) -> None:
+    convert(int4_folder, tmp_path / "mlx", to="mlx")
+    done = export_coreml(tmp_path / "mlx", tmp_path / "S.mlpackage", OPTIONS)
+    weights = "Data/com.apple.CoreML/weights/weight.bin"
+    assert (package / weights).read_bytes() == (done.package / weights).read_bytes()
+
+
+def test_bf16_is_rounded_only_on_request(bf16_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--quantize"):
+        export_coreml(bf16_folder, tmp_path / "b.mlpackage", OPTIONS)
+    done = export_coreml(bf16_folder, tmp_path / "b.mlpackage", OPTIONS, quantize=True)
+    convert(bf16_folder, tmp_path / "int4", quantize=True)
+    rounded = export_coreml(tmp_path / "int4", tmp_path / "c.mlpackage", OPTIONS)
+    weights = "Data/com.apple.CoreML/weights/weight.bin"
+    assert (rounded.package / weights).read_bytes() == (done.package / weights).read_bytes()
+
+
+def test_int4_is_not_rounded_again(int4_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="INT4 already"):
+        export_coreml(int4_folder, tmp_path / "b.mlpackage", OPTIONS, quantize=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "version"), [("iOS18", 9), ("macOS15", 9), ("iOS26", 10), ("macOS26", 10)]
+)
+def test_targets(int4_folder: Path, tmp_path: Path, target: str, version: int) -> None:
+    options = ExportOptions(context=32, prefill_block=8, target=target)
+    done = export_coreml(int4_folder, tmp_path / "t.mlpackage", options)
+    assert spec_of(done.package).specificationVersion == version
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"context": 257}, ["257", "256", "max_position_embeddings"]),
+        ({"context": 1}, ["--context"]),
+        ({"prefill_block": 65}, ["--prefill-block", "64"]),
+        ({"prefill_block": 1}, ["--prefill-block"]),
+        ({"target": "iOS17"}, ["states", "iOS 18"]),
+        ({"target": "macOS14"}, ["states", "macOS 15"]),
+        ({"target": "iOS81"}, ["iOS18"]),
+        ({"target": "android"}, ["iOS18"]),
+        ({"logits": "some"}, ["--logits"]),
+        ({"moe": "magic"}, ["--moe"]),
+    ],
+)
+def test_impossible_options(
+    int4_folder: Path, tmp_path: Path, changes: dict, words: list[str]
+) -> None:
+    options = ExportOptions(**({"context": 64, "prefill_block": 16} | changes))
+    with pytest.raises(UserError) as error:
+        export_coreml(int4_folder, tmp_path / "x.mlpackage", options)
+    assert all(word in str(error.value) for word in words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_output_needs_force(int4_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.mlpackage"
+    first = export_coreml(int4_folder, out, OPTIONS)
+    before = (first.resources / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="--force"):
+        export_coreml(int4_folder, out, OPTIONS)
+    assert (first.resources / "manifest.json").read_bytes() == before
+    export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
+    assert json.loads((first.resources / "manifest.json").read_text())["context"] == 32
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x-resources", "x.mlpackage"]
+
+
+@pytest.mark.parametrize("name", ["x.mlpackage", "x-resources"])
+def test_what_is_no_export_is_never_replaced(int4_folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not an export"):
+        export_coreml(int4_folder, tmp_path / "x.mlpackage", OPTIONS, force=True)
+    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+
+
+def test_output_must_be_a_package(int4_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\.mlpackage"):
+        export_coreml(int4_folder, tmp_path / "x.mlmodel", OPTIONS)
+
+
+def test_checkpoint_inside_the_output_is_refused(int4_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(int4_folder, tmp_path / "x-resources" / "checkpoint")
+    (tmp_path / "x-resources" / "manifest.json").write_text("{}")
+    source = tmp_path / "x-resources" / "checkpoint"
+    with pytest.raises(UserError, match="would replace the checkpoint"):
+        export_coreml(source, tmp_path / "x.mlpackage", OPTIONS, force=True)
+
+
+def test_too_little_disk_space(
+    int4_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="GB free"):
+        export_coreml(int4_folder, tmp_path / "deep" / "er" / "x.mlpackage", OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", ["write_manifest", "write_resources"])
+@pytest.mark.parametrize(
+    ("how", "seen"), [(full_disk, UserError), (interrupted, KeyboardInterrupt)]
+)
+def test_a_failure_leaves_what_was_there(
+    int4_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    how: Callable[..., None],
+    seen: type[BaseException],
+) -> None:
+    out = tmp_path / "x.mlpackage"
+    done = export_coreml(int4_folder, out, OPTIONS)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(package_module.resources, when, how)
+    with pytest.raises(seen):
+        export_coreml(int4_folder, out, OPTIONS, force=True)
+    with pytest.raises(seen):
+        export_coreml(int4_folder, tmp_path / "y.mlpackage", OPTIONS)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert done.package.is_dir()
+
+
+def test_the_second_rename_failing_restores_the_first(
+    int4_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "x.mlpackage"
+    export_coreml(int4_folder, out, OPTIONS)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    rename = package_module._move
+
+    def fail_at_the_package(source: Path, target: Path, moved: list) -> None:
+        if target == out:
+            raise OSError(5, "Input/output error")
+        rename(source, target, moved)
+
+    monkeypatch.setattr(package_module, "_move", fail_at_the_package)
+    with pytest.raises(UserError, match="could not be written"):
+        export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_not_a_mobilemoe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["export", "coreml", str(folder), str(tmp_path / "x.mlpackage")]) == 2
+    error = capsys.readouterr().err
+    assert "llama" in error and "Traceback" not in error
+    assert not (tmp_path / "x.mlpackage").exists()
+
+
+def test_command(int4_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "x.mlpackage")
+    command = ["export", "coreml", str(int4_folder), out, "--context", "32"]
+    assert main([*command, "--prefill-block", "8"]) == 0
+    printed = capsys.readouterr()
+    assert "x the checkpoint's weights" in printed.out
+    assert f"mobilemoe verify {out} --against {int4_folder}" in printed.out
+    assert main([*command, "--prefill-block", "8"]) == 2
+    assert "--force" in capsys.readouterr().err

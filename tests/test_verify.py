@@ -1,0 +1,364 @@
+"""`mobilemoe verify`: a good package passes, and every wrong one is caught."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coremltools.proto import Model_pb2
+
+from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.coreml.package import export_coreml
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.verify.cases import CaseReport
+from mobilemoe_mlx.verify.report import VerifyReport
+from mobilemoe_mlx.verify.session import Call, plan
+from mobilemoe_mlx.verify.tolerance import FLOAT16_ROUNDING
+from mobilemoe_mlx.verify.verify import verify_package
+from mobilemoe_mlx.verify.weight_file import WeightFile
+
+# A context that is no multiple of the block: the last block has to start earlier.
+OPTIONS = ExportOptions(context=53, prefill_block=16)
+
+
+@pytest.fixture(scope="module")
+def good(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the INT4 fixture; do not write into it."""
+    folder = tmp_path_factory.mktemp("good")
+    return export_coreml(int4_folder, folder / "S.mlpackage", OPTIONS).package
+
+
+@pytest.fixture(scope="module")
+def report(good: Path, int4_folder: Path) -> VerifyReport:
+    return verify_package(good, int4_folder)
+
+
+def test_a_good_package_passes(report: VerifyReport) -> None:
+    assert report.passed
+    assert "proved" in report.text()
+    assert report.files.checked > 5
+    # 2 layers x (5 vectors and matrices without scales + 9 packed with scales) + embedding + norm
+    assert report.weights.tensors == 2 * (4 + 2 * 9) + 3
+    names = [(case.arithmetic, case.case) for case in report.cases]
+    assert names == [(a, c) for a in ("float32", "declared") for c in ("short", "long", "full")]
+
+
+def test_float32_arithmetic_leaves_nothing_to_hide_behind(report: VerifyReport) -> None:
+    for case in report.cases:
+        error = case.logits.max
+        # The two arithmetics are told apart: rounding shows in one and not in the other.
+        assert error < 1e-5 if case.arithmetic == "float32" else error > 1e-5
+
+
+def test_prompts_and_decoding_reach_the_end_of_the_context(report: VerifyReport) -> None:
+    full = [case for case in report.cases if case.case == "full"]
+    assert all(case.tokens == OPTIONS.context for case in full)
+    assert all(case.prompt == OPTIONS.context - 4 for case in full)
+    short = next(case for case in report.cases if case.case == "short")
+    long = next(case for case in report.cases if case.case == "long")
+    assert short.prompt < OPTIONS.prefill_block < 2 * OPTIONS.prefill_block < long.prompt
+
+
+def test_greedy_text_is_the_same(report: VerifyReport) -> None:
+    assert report.greedy is not None
+    assert report.greedy.generated == report.greedy.expected
+    assert len(report.greedy.generated) == 24
+
+
+def test_all_logits_are_compared(int4_folder: Path, tmp_path: Path) -> None:
+    options = ExportOptions(context=32, prefill_block=8, logits="all")
+    package = export_coreml(int4_folder, tmp_path / "a.mlpackage", options).package
+    report = verify_package(package, int4_folder, greedy_tokens=4)
+    assert report.passed
+    assert all(case.rows == case.tokens for case in report.cases)
+
+
+def test_a_rounded_bf16_checkpoint(bf16_folder: Path, tmp_path: Path) -> None:
+    package = export_coreml(bf16_folder, tmp_path / "b.mlpackage", OPTIONS, quantize=True).package
+    assert verify_package(package, bf16_folder, cases=["short"], greedy_tokens=4).passed
+
+
+# -- mutations --------------------------------------------------------------------------------
+
+
+def spec_path(package: Path) -> Path:
+    return package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+
+
+def operations(spec: Model_pb2.Model, function: str):
+    return next(iter(spec.mlProgram.functions[function].block_specializations.values())).operations
+
+
+def place_of(package: Path, name: str, key: str) -> tuple[Path, int]:
+    """The weight file, and the first byte there of constant `name` (`key`: val, data or scale)."""
+    spec = Model_pb2.Model()
+    spec.ParseFromString(spec_path(package).read_bytes())
+    (op,) = [o for o in operations(spec, "decode") if o.outputs and o.outputs[0].name == name]
+    value = op.attributes[key] if key == "val" else op.inputs[key].arguments[0].value
+    path = package / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    return path, WeightFile(path).blob(value.blobFileValue.offset).data_offset
+
+
+def change(
+    package: Path, name: str, key: str, dtype: type, edit: Callable, count: int = 1, at: int = 0
+) -> None:
+    """Apply `edit` to `count` elements of a constant, from element `at`, in the weight file."""
+    path, offset = place_of(package, name, key)
+    raw = bytearray(path.read_bytes())
+    view = np.frombuffer(raw, dtype, count, offset + at * np.dtype(dtype).itemsize)
+    view[:] = edit(view.copy())
+    path.write_bytes(raw)
+
+
+def one_scale(package: Path) -> None:
+    change(package, "layers_1_o", "scale", np.float16, lambda s: -s, at=3)
+
+
+def one_expert_scale(package: Path) -> None:
+    change(package, "layers_0_down_scale", "val", np.float16, lambda s: s * np.float16(1.001))
+
+
+def one_nibble(package: Path) -> None:
+    change(package, "layers_0_qkv", "data", np.uint8, lambda b: b ^ 0x80, at=5)
+
+
+def one_expert_nibble(package: Path) -> None:
+    """The lowest bit of one code of one expert, which few tokens would show."""
+    change(package, "layers_1_gate_up_codes", "val", np.uint8, lambda b: b ^ 0x01, at=77)
+
+
+def one_router_bias(package: Path) -> None:
+    """Of seven: so few that they are in the program, not in the weight file."""
+
+    def edit(ops) -> None:
+        (op,) = [o for o in ops if o.outputs and o.outputs[0].name == "layers_0_expert_bias"]
+        op.attributes["val"].immediateValue.tensor.floats.values[2] += 0.5
+
+    edit_program(package, edit, ("prefill", "decode"))
+
+
+def one_rope_entry(package: Path) -> None:
+    change(package, "rope_sin", "val", np.float32, lambda r: r + np.float32(0.5), at=8)
+
+
+def one_norm_weight(package: Path) -> None:
+    change(package, "layers_1_moe_norm", "val", np.float32, lambda w: w * 2, at=1)
+
+
+def shared_gate_and_up(package: Path) -> None:
+    """160 rows of the gate and 160 of the up projection, 64 columns each."""
+    for key, dtype, row in (("data", np.uint8, 32), ("scale", np.float16, 2)):
+        count = 2 * 160 * row
+        change(
+            package,
+            "layers_0_shared_gate_up",
+            key,
+            dtype,
+            lambda v: np.roll(v, len(v) // 2),
+            count,
+        )
+
+
+def edit_program(package: Path, edit: Callable, functions: tuple[str, ...]) -> None:
+    spec = Model_pb2.Model()
+    spec.ParseFromString(spec_path(package).read_bytes())
+    for function in functions:
+        edit(operations(spec, function))
+    spec_path(package).write_bytes(spec.SerializeToString())
+
+
+def swap_outputs_of_a_split(ops) -> None:
+    """gate, up = split(...) becomes up, gate."""
+    split = next(op for op in ops if op.type == "split")
+    first, second = split.outputs[0].name, split.outputs[1].name
+    split.outputs[0].name, split.outputs[1].name = second, first
+
+
+def swapped_in_decode(package: Path) -> None:
+    edit_program(package, swap_outputs_of_a_split, ("decode",))
+
+
+def swapped_in_prefill(package: Path) -> None:
+    edit_program(package, swap_outputs_of_a_split, ("prefill",))
+
+
+def lowest_scores_first(package: Path) -> None:
+    def edit(ops) -> None:
+        next(op for op in ops if op.type == "greater").type = "less"
+
+    edit_program(package, edit, ("prefill", "decode"))
+
+
+def ties_do_not_matter(ops) -> None:
+    """Not a mistake that random scores show: it is the control of the mutations."""
+
+
+IN_WEIGHTS = [
+    one_scale,
+    one_nibble,
+    one_router_bias,
+    one_rope_entry,
+    one_norm_weight,
+    shared_gate_and_up,
+]
+IN_WEIGHTS_ONLY = [one_expert_scale, one_expert_nibble]
+IN_PROGRAM = [swapped_in_decode, swapped_in_prefill, lowest_scores_first]
+
+
+@pytest.fixture
+def mutable(good: Path, tmp_path: Path) -> Path:
+    """A copy of the package alone: no checksum may be what catches a mutation."""
+    shutil.copytree(good, tmp_path / "S.mlpackage")
+    return tmp_path / "S.mlpackage"
+
+
+def float32_case(report: VerifyReport) -> CaseReport:
+    (case,) = [case for case in report.cases if case.arithmetic == "float32"]
+    return case
+
+
+def test_an_unchanged_copy_passes(mutable: Path, int4_folder: Path) -> None:
+    edit_program(mutable, ties_do_not_matter, ("prefill", "decode"))
+    report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
+    assert report.passed
+    assert not report.files.manifest
+
+
+@pytest.mark.parametrize("mutate", IN_WEIGHTS)
+def test_weights_and_logits_both_catch(
+    mutable: Path, int4_folder: Path, mutate: Callable[[Path], None]
+) -> None:
+    mutate(mutable)
+    report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
+    assert not report.passed
+    assert len(report.weights.problems) >= 1
+    assert not float32_case(report).passed
+    assert "FAIL weights" in report.text() and "FAIL long, float32" in report.text()
+
+
+@pytest.mark.parametrize("mutate", IN_WEIGHTS_ONLY)
+def test_weights_catch_what_logits_might_miss(
+    mutable: Path, int4_folder: Path, mutate: Callable[[Path], None]
+) -> None:
+    mutate(mutable)
+    report = verify_package(mutable, int4_folder, cases=["short"], greedy_tokens=0)
+    assert not report.weights.passed
+    assert not report.passed
+
+
+@pytest.mark.parametrize("mutate", IN_PROGRAM)
+def test_logits_catch_a_wrong_program(
+    mutable: Path, int4_folder: Path, mutate: Callable[[Path], None]
+) -> None:
+    mutate(mutable)
+    report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
+    assert report.weights.passed
+    assert not float32_case(report).passed
+    # It says where they part.
+    assert "layer 0: hidden max" in report.text()
+
+
+def test_checksums_catch_too(good: Path, int4_folder: Path, tmp_path: Path) -> None:
+    for path in good.parent.iterdir():
+        shutil.copytree(path, tmp_path / path.name)
+    (tmp_path / "S-resources" / "tokenizer.json").write_text("{}")
+    (tmp_path / "S.mlpackage" / "Data" / "stowaway").write_text("x")
+    (tmp_path / "S-resources" / "chat_template.jinja").unlink()
+    report = verify_package(tmp_path / "S.mlpackage", int4_folder, cases=[], greedy_tokens=0)
+    problems = "\n".join(report.files.problems)
+    assert not report.passed
+    assert "tokenizer.json has" in problems
+    assert "stowaway is in the package" in problems
+    assert "chat_template.jinja is missing" in problems
+
+
+# -- the command and its mistakes -------------------------------------------------------------
+
+
+def test_command(
+    good: Path, int4_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    command = ["verify", str(good), "--against", str(int4_folder), "--case", "short"]
+    assert main([*command, "--greedy-tokens", "2", "--json", str(path)]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert content["passed"] and content["cases"][0]["passed"]
+    assert content["cases"][0]["limit"]["value"] == 1e-4
+
+
+def test_command_fails_for_a_wrong_package(mutable: Path, int4_folder: Path) -> None:
+    one_nibble(mutable)
+    command = ["verify", str(mutable), "--against", str(int4_folder), "--case", "short"]
+    assert main(command) == 1
+
+
+def test_another_model(good: Path, bf16_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bf16_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 1234.0}))
+    with pytest.raises(UserError, match=r"rope_theta is 500000\.0 in the package and 1234\.0"):
+        verify_package(good, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cases": ["shrt"]}, "did you mean 'short'"),
+        ({"prompt": "word " * 100}, "context is 53"),
+        ({"greedy_tokens": -1}, "0 or more"),
+        ({"seed": -1}, "0 or more"),
+    ],
+)
+def test_mistakes(good: Path, int4_folder: Path, changes: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        verify_package(good, int4_folder, **changes)
+
+
+def test_not_a_package(tmp_path: Path, int4_folder: Path) -> None:
+    with pytest.raises(UserError, match="not a Core ML package"):
+        verify_package(tmp_path, int4_folder)
+
+
+def test_a_foreign_package(good: Path, int4_folder: Path, mutable: Path) -> None:
+    spec = Model_pb2.Model()
+    spec.ParseFromString(spec_path(mutable).read_bytes())
+    spec.description.metadata.userDefined.clear()
+    spec_path(mutable).write_bytes(spec.SerializeToString())
+    with pytest.raises(UserError, match="no export of ours"):
+        verify_package(mutable, int4_folder)
+
+
+# -- the plan of calls and the tolerance -------------------------------------------------------
+
+
+def test_plan_by_example() -> None:
+    assert list(plan(5, 7, 8, 32)) == [Call(0, 5), Call(5, 1), Call(6, 1)]
+    assert list(plan(20, 21, 8, 32)) == [Call(0, 8), Call(8, 8), Call(16, 4), Call(20, 1)]
+    # 29 + 8 would pass the end: the last block starts at 24 - 2 = 22.
+    assert list(plan(29, 29, 8, 30)) == [Call(0, 8), Call(8, 8), Call(16, 8), Call(22, 7)]
+
+
+@pytest.mark.parametrize("block", [1, 3, 8, 16])
+@pytest.mark.parametrize("context", [16, 17, 30, 64])
+def test_plan_covers_everything_within_the_context(block: int, context: int) -> None:
+    for prompt in range(1, context + 1):
+        calls = list(plan(prompt, context, block, context))
+        covered: set[int] = set()
+        for call in calls:
+            assert set(range(call.start)) <= covered  # the cache has all that comes before
+            assert call.start + (block if call.count > 1 else 1) <= context
+            covered |= set(range(call.start, call.start + call.count))
+        assert covered == set(range(context))
+
+
+def test_rounding_constant_is_what_rounding_does() -> None:
+    x = np.random.default_rng(0).normal(size=1_000_000)
+    error = (x.astype(np.float16).astype(np.float64) - x) / x
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(FLOAT16_ROUNDING, rel=0.05)
