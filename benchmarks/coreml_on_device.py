@@ -7,7 +7,7 @@ Prints one line for each choice: seconds to load both functions and to make the 
 tokens a second of prefill, seconds to the first token of the prompt, tokens a second of decode, and
 the peak of resident memory above a Python process that has imported the same modules. Each choice
 runs in a process of its own: the peak of a process never falls again. The prompt is random tokens,
-because repeated ones would route to few experts. A Mac is not a phone: compare choices, not devices.
+because repeated ones would route to few experts. A Mac is no phone: compare choices, not devices.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class DevicePackage:
         """Feed a prompt from position 0 in blocks; the logits of its last call."""
         logits = np.empty((0, 0), np.float32)
         for call in plan(len(tokens), len(tokens), self.block, self.context):
-            logits = self.feed(tokens[call.start : call.start + call.count], call.start)
+            logits = self.feed(tokens[call.start : call.start + call.length], call.start)
         return logits
 
 

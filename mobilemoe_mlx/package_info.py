@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import mobilemoe_mlx.coreml  # noqa: F401 # isort: skip (first, as it keeps coremltools quiet)
 from coremltools.proto import FeatureTypes_pb2, Model_pb2
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -35,11 +36,12 @@ FLOATS = "float32 norms, routers and biases"
 TABLES = "rotation tables"
 OTHER = "other constants"
 OVERHEAD = "headers and padding"
+BESIDE = "weights.bin in the resources"
+SIDE_FILE = "weights.bin"  # of custom-layer packages
 _KINDS = (LINEARS, EXPERTS, SCALES, FLOATS, TABLES, OTHER)
 
 _FEATURE_TYPES = {
-    number: name.lower()
-    for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()
+    number: name.lower() for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()
 }
 
 
@@ -148,13 +150,13 @@ def describe_package(path: str | Path) -> PackageInfo:
     args = ModelArgs.from_dict(config)
     if form == "core-ops":
         package = read_package(path)
-        functions = tuple(_function(package, name) for name in package.functions)
+        functions = tuple(_function(package, name) for name in package.signatures)
         default = package.default_function
         weights = _program_weights(package, args)
         program_bytes = model.stat().st_size
     else:
         functions, default = (_custom_layer_function(spec),), "main"
-        inside, beside = _layer_weights(spec), sorted(_side_files(path))
+        inside, beside = _layer_weights(spec, args), _side_file(path)
         weights = (*inside, *beside)
         program_bytes = model.stat().st_size - sum(kind.bytes for kind in inside)
     return PackageInfo(
@@ -247,6 +249,51 @@ def _kind(operation: Operation, constant: Constant, forms: Mapping[str, str]) ->
     if name in (names.ROPE_COS, names.ROPE_SIN):
         return TABLES
     return {"bytes": EXPERTS, "scale": SCALES, "float32": FLOATS}.get(forms.get(name, ""), OTHER)
+
+
+def _custom_layer_function(spec: Model_pb2.Model) -> FunctionInfo:
+    described = spec.description
+    return FunctionInfo(
+        name="main",
+        inputs={f.name: _feature(f.type.multiArrayType) for f in described.input},
+        outputs={f.name: _feature(f.type.multiArrayType) for f in described.output},
+        states={},
+        operations=_counted(
+            layer.custom.className or str(layer.WhichOneof("layer"))
+            for layer in spec.neuralNetwork.layers
+        ),
+        computed={},
+    )
+
+
+def _feature(array: FeatureTypes_pb2.ArrayFeatureType) -> Feature:
+    ranges = array.shapeRange.sizeRanges
+    shape: tuple[int | str, ...] = tuple(array.shape)
+    if ranges:
+        shape = tuple(
+            r.lowerBound if r.lowerBound == r.upperBound else f"{r.lowerBound}..{r.upperBound}"
+            for r in ranges
+        )
+    return Feature(_FEATURE_TYPES[array.dataType], shape)
+
+
+def _layer_weights(spec: Model_pb2.Model, args: ModelArgs) -> tuple[Weights, ...]:
+    """The weights that lie in the layers, by form and, for codes, by the size of an expert's."""
+    routed = args.num_local_experts * args.hidden_size * args.intermediate_size  # gate and up
+    sizes: dict[str, list[int]] = {kind: [] for kind in _KINDS}
+    for layer in spec.neuralNetwork.layers:
+        for weight in layer.custom.weights:
+            codes = len(weight.rawValue)
+            sizes[EXPERTS if codes in (routed, routed // 2) else LINEARS].append(codes)
+            sizes[SCALES].append(len(weight.float16Value))
+            sizes[FLOATS].append(4 * len(weight.floatValue))
+    filled = {kind: [size for size in found if size] for kind, found in sizes.items()}
+    return tuple(Weights(kind, len(f), sum(f)) for kind, f in filled.items() if f)
+
+
+def _side_file(package: Path) -> tuple[Weights, ...]:
+    path = package.with_name(resources_name(package)) / SIDE_FILE
+    return (Weights(BESIDE, 1, path.stat().st_size),) if path.is_file() else ()
 
 
 def _manifest(package: Path) -> ManifestInfo | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +35,8 @@ class FunctionSpec(NamedTuple):
     states: Mapping[str, tuple[int, ...]] = {}
 
 
-def save_program(path: Path, functions: Mapping[str, FunctionSpec]) -> Path:
-    """Save the functions as the .mlpackage `path` for iOS 18, changed by no optional pass."""
+def save_program(path: Path, functions: Mapping[str, FunctionSpec], target: Any = IOS18) -> Path:
+    """Save the functions as the .mlpackage `path`, changed by no optional pass."""
     program = mil.Program()
     for name, spec in functions.items():
         inputs: dict[str, Any] = {
@@ -44,7 +45,7 @@ def save_program(path: Path, functions: Mapping[str, FunctionSpec]) -> Path:
         inputs |= {
             n: mb.state_tensor_placeholder(shape, types.fp16) for n, shape in spec.states.items()
         }
-        with mil.Function(inputs, opset_version=IOS18) as function:
+        with mil.Function(inputs, opset_version=target) as function:
             function.set_outputs(list(spec.build(**function.inputs)))
         program.add_function(name, function)
     program.default_function_name = next(iter(functions))
@@ -54,7 +55,7 @@ def save_program(path: Path, functions: Mapping[str, FunctionSpec]) -> Path:
         convert_to="mlprogram",
         compute_precision=ct.precision.FLOAT32,
         skip_model_load=True,
-        minimum_deployment_target=IOS18,
+        minimum_deployment_target=target,
         pass_pipeline=ct.PassPipeline.EMPTY,
     )
     model.save(str(path))
@@ -67,3 +68,25 @@ def constant(value: np.ndarray, weight_id: str | None = None) -> Var:
     if weight_id is not None:
         var.op.weight_id = weight_id
     return var
+
+
+def edit_model(path: Path, change: Callable[[Any], None], copy: Path) -> Path:
+    """Copy the package to `copy` and change its protobuf; `change` is given the Model."""
+    shutil.copytree(path, copy)
+    file = model_file(copy)
+    model = ct.proto.Model_pb2.Model()
+    model.ParseFromString(file.read_bytes())
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    return copy
+
+
+def model_file(package: Path) -> Path:
+    """Where coremltools puts the model of a package."""
+    return package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+
+
+def operations(model: Any, op_type: str, function: str = "main") -> list[Any]:
+    """The protobuf's operations of one type."""
+    block = next(iter(model.mlProgram.functions[function].block_specializations.values()))
+    return [operation for operation in block.operations if operation.type == op_type]

@@ -165,7 +165,11 @@ def test_metadata_tells_a_developer_what_it_is(
 def test_resources_and_manifest(package: Path, int4_folder: Path) -> None:
     folder = package.with_name("S-resources")
     assert (folder / "tokenizer.json").read_bytes() == (int4_folder / "tokenizer.json").read_bytes()
-    template = json.loads((int4_folder / "tokenizer_config.json").read_text())["chat_template"]
+    settings = json.loads((int4_folder / "tokenizer_config.json").read_text())
+    template = settings["chat_template"]
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == settings | {
+        "clean_up_tokenization_spaces": False
+    }
     assert (folder / "chat_template.jinja").read_text() == template
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2]
     manifest = json.loads((folder / "manifest.json").read_text())

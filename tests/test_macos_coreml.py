@@ -74,7 +74,7 @@ def logits_of(fed: Any, tokens: list[int]) -> dict[int, np.ndarray]:
     fed.reset()
     out: dict[int, np.ndarray] = {}
     for call in plan(PROMPT, len(tokens), BLOCK, CONTEXT):
-        end = call.start + call.count
+        end = call.start + call.length
         rows = fed.feed(tokens[call.start : end], call.start)
         rows = getattr(rows, "logits", rows)  # a session returns a Step
         out |= {end - len(rows) + i: row for i, row in enumerate(rows)}
@@ -140,7 +140,7 @@ def test_two_states_without_a_copy_give_other_logits(
     device.reset()
     device._states["decode"] = functions["decode"].make_state()
     for call in plan(PROMPT, PROMPT, BLOCK, CONTEXT):
-        device.feed(tokens[call.start : call.start + call.count], call.start)
+        device.feed(tokens[call.start : call.start + call.length], call.start)
     apart = device.feed([tokens[PROMPT]], PROMPT)[-1]
     assert TensorError.between(apart[None], shared[None]).mean > 10 * limit("declared", 3).value
 
@@ -221,6 +221,7 @@ def test_xcode_compiles_the_custom_layer_package(checkpoint: Path, tmp_path: Pat
     path = tmp_path / "Layers.mlpackage"
     options = ExportOptions(context=CONTEXT, prefill_block=BLOCK, moe="custom-layer")
     export_coreml(checkpoint, path, options)
+    (tmp_path / "compiled").mkdir()
     command = ["xcrun", "coremlcompiler", "compile", str(path), str(tmp_path / "compiled")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

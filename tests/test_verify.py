@@ -353,8 +353,8 @@ def test_plan_covers_everything_within_the_context(block: int, context: int) -> 
         covered: set[int] = set()
         for call in calls:
             assert set(range(call.start)) <= covered  # the cache has all that comes before
-            assert call.start + (block if call.count > 1 else 1) <= context
-            covered |= set(range(call.start, call.start + call.count))
+            assert call.start + (block if call.length > 1 else 1) <= context
+            covered |= set(range(call.start, call.start + call.length))
         assert covered == set(range(context))
 
 

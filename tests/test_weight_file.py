@@ -14,7 +14,7 @@ from coremltools.libmilstoragepython import _BlobStorageReader, _BlobStorageWrit
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.verify.weight_file import ALIGNMENT, WeightFile
 
-# MIL type -> (numpy type, values at both ends of the range, name in coremltools' writer and reader).
+# MIL type -> (numpy type, both ends of its range, name in coremltools' writer and reader).
 STORED = {
     "float16": (np.float16, (-65504, 65504), "fp16"),
     "float32": (np.float32, (-3e38, 3e38), "float"),

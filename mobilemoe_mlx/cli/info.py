@@ -173,12 +173,10 @@ def _function_lines(function: FunctionInfo, default: str) -> Iterator[str]:
         for name, feature in features.items():
             shape = ", ".join(map(str, feature.shape))
             yield f"  {kind:<6}  {name:<11}  {feature.dtype} [{shape}]"
-    yield f"  {_counts(function.operations)}"
+    yield f"  {sum(function.operations.values()):,} operations: {_counts(function.operations)}"
     if function.computed:
-        yield f"  results: {_counts(function.computed)}"
+        yield f"  their results: {_counts(function.computed)}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return f"{sum(counts.values()):,} operations: " + ", ".join(
-        f"{count:,} {name}" for name, count in counts.items()
-    )
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -23,9 +23,9 @@ _MAX_INDEX = 65535
 class ExportOptions:
     """Choices of an export; the defaults are for an iPhone 16 Pro (8 GB).
 
-    A cache of 2,048 positions takes 42 MB for S, 75 MB for M, 131 MB for L, and every step reads
-    all of it. A prefill block of 256 tokens touches every expert once for about 17 tokens of its
-    own, so that longer blocks gain little while short prompts pay for a whole block.
+    A cache of 2,048 positions takes 42 MB for S, 55 MB for M, 67 MB for L, and every step reads
+    all of it. In a prefill block of 256 tokens an expert has 17 of its own on average, enough to
+    pay for unpacking it, while a short prompt pays for the whole block.
     """
 
     moe: Literal["core-ops", "custom-layer"] = "core-ops"

@@ -136,13 +136,14 @@ class _Body:
         self.end = mb.add(x=self.position, y=np.int32(tokens))
 
     def _mask(self, positions: Var, context: int) -> Var:
-        """0 where a query may look, else a large negative number: fp16 [groups x T, context]."""
+        """0 where a query may look, else far below 0: fp16 [1, 1, groups x T, context]."""
         keys = np.arange(context, dtype=np.int32)[None]
         seen = mb.less_equal(x=keys, y=mb.expand_dims(x=positions, axes=[1]))  # [T, context]
         mask = mb.sub(x=mb.cast(x=seen, dtype="fp16"), y=np.float16(1))
         mask = mb.mul(x=mask, y=np.float16(_HIDDEN_SCORE))
         groups = self.args.num_attention_heads // self.args.num_key_value_heads
-        return mask if groups == 1 else mb.tile(x=mask, reps=[groups, 1])
+        mask = mask if groups == 1 else mb.tile(x=mask, reps=[groups, 1])
+        return mb.expand_dims(x=mask, axes=[0, 1])
 
     def layer(self, index: int, h: Var) -> Var:
         """One decoder layer: float32 [T, d] -> the same."""

@@ -13,6 +13,7 @@ from coremltools.proto import FeatureTypes_pb2, Model_pb2
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import INT4_QUANTIZATION
 from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model_folder import COMPANION_FILES, published_config
 
 MANIFEST = "manifest.json"
@@ -31,7 +32,11 @@ def resources_name(package: Path) -> str:
 
 
 def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy tokenizer, chat template, generation settings, licence and model card into `folder`."""
+    """Copy tokenizer, chat template, generation settings, licence and model card into `folder`.
+
+    tokenizer_config.json is told not to clean up spaces, which would eat the one in "SELECT ?s" and
+    is what swift-transformers does unless told otherwise.
+    """
     for pattern in (*COMPANION_FILES, "README.md"):
         for path in sorted(checkpoint.folder.glob(pattern)):
             if path.is_file():
@@ -41,9 +46,12 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     if not (folder / "generation_config.json").exists():
         settings = {"bos_token_id": args.bos_token_id, "eos_token_id": list(args.eos_token_id)}
         _write_json(folder / "generation_config.json", settings)
-    if not (folder / "chat_template.jinja").exists():
-        template = _inline_chat_template(folder / "tokenizer_config.json")
-        if template is not None:
+    settings_file = folder / "tokenizer_config.json"
+    if settings_file.is_file():
+        settings = _read_object(settings_file)
+        _write_json(settings_file, settings | {"clean_up_tokenization_spaces": False})
+        template = settings.get("chat_template")
+        if isinstance(template, str) and not (folder / "chat_template.jinja").exists():
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
@@ -122,11 +130,14 @@ def _features(features: Any) -> dict[str, Any]:
     return out
 
 
-def _inline_chat_template(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    return template if isinstance(template, str) else None
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path.name} of the checkpoint is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} of the checkpoint is not a JSON object.")
+    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -40,7 +40,7 @@ def compare_greedy(
     session.reset()
     cache = model.make_cache()
     steps = list(plan(len(prompt), len(prompt), session.block, session.context))
-    mine = [session.feed(prompt[c.start : c.start + c.count], c.start) for c in steps][-1].logits
+    mine = [session.feed(prompt[c.start : c.start + c.length], c.start) for c in steps][-1].logits
     theirs = model(mx.array([prompt]), cache)[0, -1]
     generated: list[int] = []
     expected: list[int] = []

@@ -8,7 +8,7 @@ program declares.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +20,12 @@ from mobilemoe_mlx.verify.mil_program import Argument, Constant, Operation, Pack
 
 Arithmetic = Literal["declared", "float32"]
 
-SPEC_VERSION = 9  # iOS 18
+# Specification version -> opset, for iOS 18 and iOS 26 (which coremltools 9 gives the same ops).
+OPSETS = {9: "CoreML8", 10: "CoreML9"}
+
+
+class _Placed(UserError):
+    """An error whose message names the package and the operation already."""
 
 
 class Evaluator:
@@ -34,7 +39,7 @@ class Evaluator:
     first that fit are kept and none is dropped for another: each step of a model uses all its
     constants in the same order, where the least recently used is always the next one needed.
 
-    Raises UserError for a package of another target than iOS 18 and for anything in it whose
+    Raises UserError for a package of another target than iOS 18 or 26 and for anything in it whose
     meaning is not known here.
     """
 
@@ -44,18 +49,20 @@ class Evaluator:
         arithmetic: Arithmetic = "declared",
         cache_bytes: int = 2_000_000_000,
     ) -> None:
+        if arithmetic not in get_args(Arithmetic):
+            raise ValueError(f"there is no arithmetic {arithmetic!r}")
         self.package = package
         self.arithmetic = arithmetic
         self._half = np.dtype(np.float16 if arithmetic == "declared" else np.float32)
         self._cache: dict[Any, np.ndarray] = {}
         self._cache_left = cache_bytes
-        if package.spec_version != SPEC_VERSION:
+        if (opset := OPSETS.get(package.spec_version)) is None:
             raise UserError(
-                f"{package.path}: has specification version {package.spec_version}, "
-                f"only {SPEC_VERSION} (iOS 18) can be verified."
+                f"{package.path}: has specification version {package.spec_version}; "
+                "only 9 (iOS 18) and 10 (iOS 26) can be verified."
             )
         try:
-            self._plans = {n: plan_function(f) for n, f in package.functions.items()}
+            self._plans = {n: plan_function(f, opset) for n, f in package.functions.items()}
         except UserError as error:
             raise UserError(f"{package.path}: {error}") from None
 
@@ -148,9 +155,11 @@ class Evaluator:
                 raise UserError(f"it has {len(results)} results, {len(operation.outputs)} declared")
             for (name, declared), result in zip(operation.outputs, results, strict=True):
                 _check(name, result, declared, self._half)
+        except _Placed:  # in a constant of this operation
+            raise
         except (UserError, ValueError, IndexError) as error:
             place = f"{self.package.path}: {where(plan.function, operation)}"
-            raise UserError(f"{place}: {str(error).rstrip('.')}.") from error
+            raise _Placed(f"{place}: {str(error).rstrip('.')}.") from error
         return tuple(_frozen(result) for result in results)
 
     def _compute(

@@ -17,8 +17,6 @@ from mobilemoe_mlx.verify.mil_program import (
     TensorType,
 )
 
-OPSET = "CoreML8"  # iOS 18
-
 _RANKS = {"scalar": 0, "list": 1}  # of the kinds of parameters that have one
 
 
@@ -40,16 +38,15 @@ class Plan:
     peak_bytes: int  # see `Evaluator.peak_bytes`
 
 
-def plan_function(function: Function) -> Plan:
+def plan_function(function: Function, opset: str) -> Plan:
     """Check all operations of a function and plan their order and memory.
 
     Raises UserError, naming the operation, for an op, input, attribute or type that is not known,
-    a variable used before it is computed or computed twice, and for other opsets than iOS 18's.
+    a variable used before it is computed or computed twice, and for another opset than `opset`.
     """
-    if function.opset != OPSET:
+    if function.opset != opset:
         raise UserError(
-            f"function '{function.name}': is written for {function.opset}, "
-            f"only {OPSET} (iOS 18) can be verified."
+            f"function '{function.name}': is written for {function.opset}, its model for {opset}."
         )
     types: dict[str, TensorType | StateType] = dict(function.inputs)
     constants: dict[str, Operation] = {}

@@ -199,7 +199,8 @@ def read_package(path: Path) -> Package:
     weight_file = model.parent / "weights" / "weight.bin"
     try:
         _refuse_unknown_fields(spec)
-        functions = {name: _function(name, f) for name, f in spec.mlProgram.functions.items()}
+        program = spec.mlProgram.functions
+        functions = {name: _function(name, program[name]) for name in sorted(program)}
         signatures, default = _description(spec.description, list(functions))
         _compare(functions, signatures)
     except _Unknown as error:
@@ -331,22 +332,18 @@ def _immediate(tensor: Any, type: TensorType, where: str) -> Immediate:
         )
     values: Any = getattr(tensor, field).values
     count = math.prod(type.shape)
+    problem = _Unknown(f"{where} has a constant that is no {type}")
+    if len(values) != (type.nbytes if field == "bytes" else count):
+        raise problem
+    if field == "strings" and not type.shape:
+        return str(values[0])
     if field == "bytes":
-        complete = len(values) == type.nbytes
         raw = np.frombuffer(values, np.uint8)
-        if complete:
-            values = unpack_nibbles(raw, count, type.dtype) if bits == 4 else raw.view(numpy_type)
-    else:
-        complete = len(values) == count
-        if complete and field == "strings" and not type.shape:
-            return str(values[0])
+        values = unpack_nibbles(raw, count, type.dtype) if bits == 4 else raw.view(numpy_type)
     try:
-        array: np.ndarray = np.array(values, numpy_type)
+        array: np.ndarray = np.array(values, numpy_type).reshape(type.shape)
     except OverflowError:
-        complete = False
-    if not complete:
-        raise _Unknown(f"{where} has a constant that is no {type}")
-    array = array.reshape(type.shape)
+        raise problem from None
     array.flags.writeable = False
     return array
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +22,7 @@ class SavedPackage(Protocol):
     path: Path
     form: str
     context: int
-    user_defined: Mapping[str, str]  # the metadata that an export leaves, without its prefix
+    user_defined: dict[str, str]  # the metadata that an export leaves, without its prefix
     arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated
 
     def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
@@ -39,7 +38,7 @@ class SavedPackage(Protocol):
 class CoreOpsPackage:
     """The ML Program of Core ML's own ops."""
 
-    form = "core-ops"
+    form: str = "core-ops"
     arithmetics: tuple[Arithmetic, ...] = ("float32", "declared")
 
     def __init__(self, path: Path) -> None:

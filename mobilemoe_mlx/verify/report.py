@@ -29,8 +29,9 @@ class VerifyReport:
     @property
     def passed(self) -> bool:
         """Whether every check passed."""
-        parts = (self.files, self.weights, *self.cases, *filter(None, [self.greedy]))
-        return all(part.passed for part in parts)
+        greedy = self.greedy is None or self.greedy.passed
+        cases = all(case.passed for case in self.cases)
+        return self.files.passed and self.weights.passed and cases and greedy
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""

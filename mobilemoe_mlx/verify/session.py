@@ -10,15 +10,15 @@ import numpy as np
 from mobilemoe_mlx.compare.values import LayerValues, Trace
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.coreml import names
-from mobilemoe_mlx.verify.mil_evaluator import Evaluator
+from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
 from mobilemoe_mlx.verify.mil_program import Package
 
 
 class Call(NamedTuple):
-    """One call of the model: tokens `start` up to `start + count`."""
+    """One call of the model: `length` tokens from `start`."""
 
     start: int
-    count: int
+    length: int
 
 
 class Step(NamedTuple):
@@ -63,13 +63,13 @@ def run(session: Session, tokens: Sequence[int], prompt: int) -> tuple[Trace, li
     filled: list[LayerValues] = []
     logits: dict[int, np.ndarray] = {}
     for call in plan(prompt, total, session.block, session.context):
-        end = call.start + call.count
+        end = call.start + call.length
         step = session.feed(tokens[call.start : end], call.start)
         if not filled:
             filled = [_empty(layer, total) for layer in step.layers]
         for whole, part in zip(filled, step.layers, strict=True):
-            for destination, rows in zip(_arrays(whole), _arrays(part), strict=True):
-                destination[call.start : end] = rows
+            for destination, values in zip(_arrays(whole), _arrays(part), strict=True):
+                destination[call.start : end] = values
         logits |= {end - len(step.logits) + i: row for i, row in enumerate(step.logits)}
     rows = sorted(logits)
     return Trace(filled, np.stack([logits[row] for row in rows])), rows
@@ -86,7 +86,7 @@ def _empty(values: LayerValues, tokens: int) -> LayerValues:
 class MLProgramSession:
     """The ML Program form: `prefill` and `decode` on one state."""
 
-    def __init__(self, package: Package, args: ModelArgs, arithmetic: str) -> None:
+    def __init__(self, package: Package, args: ModelArgs, arithmetic: Arithmetic) -> None:
         signature = package.signatures[names.PREFILL]
         self.args = args
         self.block = signature.inputs[names.TOKENS].shape[1]

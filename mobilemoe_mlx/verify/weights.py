@@ -61,7 +61,8 @@ def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
             if (actual := constants.get(name)) is None:
                 problems.append(f"{function}: has no constant {name}")
             elif not _already(seen, name, actual):
-                problems += _table_difference(function, name, package.value(actual), table)
+                value = np.asarray(package.value(actual))
+                problems += _table_difference(function, name, value, table)
     return WeightsReport(tensors, nbytes, tuple(problems))
 
 
