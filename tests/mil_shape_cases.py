@@ -131,8 +131,8 @@ def _updated(x: np.ndarray, u: np.ndarray, index: Any) -> np.ndarray:
 
 moved(
     "slice_by_size",
-    lambda x: mb.slice_by_size(x=x, begin=[1, 0, 2], size=[1, -1, 2]),
-    lambda x: x[1:2, :, 2:4],
+    lambda x: mb.slice_by_size(x=x, begin=[1, 1, 2], size=[1, -1, 2]),
+    lambda x: x[1:2, 1:, 2:4],
 )
 case(
     "slice_by_size at a computed place",

@@ -89,7 +89,7 @@ for dtype in FLOATS:
     for axis in (-1, 0, 1):
         case(
             f"softmax {axis} {dtype}",
-            {"x": 5 * normal(3, 4, 5, dtype=dtype)},
+            {"x": 200 * normal(3, 4, 5, dtype=dtype)},  # whose powers overflow
             lambda x, axis=axis: mb.softmax(x=x, axis=axis),
             lambda x, axis=axis: torch.softmax(t(x), axis),
             inside=64,

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +31,7 @@ SIGNED = ("int8", "int16", "int32")
 ANY = (*FLOAT, *INTEGER, "bool")
 
 _CHUNK = 1 << 16  # elements: a few float32 arrays of this size fit a core's cache
+_THREADS = ThreadPoolExecutor(os.cpu_count())
 
 
 class Parameter(NamedTuple):
@@ -117,8 +120,16 @@ def elementwise(function: Callable[..., Any], *operands: Array, dtype: Any = Non
     shape = np.broadcast_shapes(*(x.shape for x in operands))
     aligned = [x.reshape((1,) * (len(shape) - x.ndim) + x.shape) for x in operands]
     out = np.empty(shape, dtype)
-    for chunk in _chunks(shape):
-        out[chunk] = function(*(single(_part(x, chunk)) for x in aligned))
+
+    def compute(chunk: tuple[Any, ...]) -> None:
+        with np.errstate(all="ignore"):  # threads do not inherit the caller's
+            out[chunk] = function(*(single(_part(x, chunk)) for x in aligned))
+
+    chunks = list(_chunks(shape))
+    if len(chunks) == 1:
+        compute(chunks[0])
+    else:
+        list(_THREADS.map(compute, chunks))  # the list raises what a thread raised
     return out
 
 
@@ -150,11 +161,7 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
 
 def _part(x: Array, chunk: tuple[Any, ...]) -> Array:
     """What broadcasting `x` to the result gives at `chunk`, itself still to be broadcast."""
-    index = tuple(
-        at if n != 1 else 0 if isinstance(at, int) else slice(None)
-        for at, n in zip(chunk, x.shape, strict=False)
-    )
-    return x[index]
+    return x[tuple(at if n != 1 else slice(None) for at, n in zip(chunk, x.shape, strict=False))]
 
 
 def axis_of(axis: int, rank: int) -> int:

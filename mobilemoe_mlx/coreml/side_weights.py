@@ -1,0 +1,66 @@
+"""The side weight file of a custom-layer package: arrays one after the other, for mapping.
+
+There is no header: the layers' parameters say where each array lies. Every array begins at a
+multiple of ALIGNMENT; zeros fill the gaps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+NAME = "weights.bin"  # in the resources folder
+
+ALIGNMENT = 16384  # bytes; a memory page of iPhones and Macs, so that an array can be mapped alone
+
+
+class Place(NamedTuple):
+    """Where an array lies in the file, in bytes."""
+
+    offset: int
+    nbytes: int
+
+
+class SideFileWriter:
+    """Writes the file and its SHA-256 as the arrays come; holds none of them.
+
+    Use it in a `with` block; `nbytes` and `sha256` are final after it. Raises OSError when the disk
+    is full; the caller removes what was begun.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self.nbytes = 0
+
+    def __enter__(self) -> SideFileWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written so far, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def add(self, array: np.ndarray) -> Place:
+        """Append an array of any little-endian type."""
+        self._write(memoryview(bytes(-self.nbytes % ALIGNMENT)))
+        place = Place(self.nbytes, array.nbytes)
+        self._write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return place
+
+    def _write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.nbytes += data.nbytes
