@@ -104,7 +104,7 @@ class PackageInfo:
     program_bytes: int  # of model.mlmodel without the weights that lie in it
     weights: tuple[Weights, ...]
     package_bytes: int
-    key_value_cache_bytes: int  # in memory, float16 unless the package declares otherwise
+    key_value_cache_bytes: int  # in memory: float16 states, or float32 for custom layers
     manifest: ManifestInfo | None
 
     @property
@@ -154,11 +154,13 @@ def describe_package(path: str | Path) -> PackageInfo:
         default = package.default_function
         weights = _program_weights(package, args)
         program_bytes = model.stat().st_size
+        cache_type = "float16"
     else:
         functions, default = (_custom_layer_function(spec),), "main"
         inside, beside = _layer_weights(spec, args), _side_file(path)
         weights = (*inside, *beside)
         program_bytes = model.stat().st_size - sum(kind.bytes for kind in inside)
+        cache_type = "float32"
     return PackageInfo(
         path=path,
         form=form,
@@ -176,7 +178,7 @@ def describe_package(path: str | Path) -> PackageInfo:
         program_bytes=program_bytes,
         weights=weights,
         package_bytes=sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
-        key_value_cache_bytes=account(args, context).kv_bytes_per_token["float16"] * context,
+        key_value_cache_bytes=account(args, context).kv_bytes_per_token[cache_type] * context,
         manifest=_manifest(path),
     )
 

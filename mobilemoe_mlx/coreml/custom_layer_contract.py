@@ -6,6 +6,7 @@ The exporter writes by these tables and `mobilemoe verify` reads by them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ VERSION = 1  # parameter `version` of every layer
 ParameterKind = Literal["int", "long", "double", "bool", "string"]
 Shape = tuple[str, ...]  # each size a product of parameters and numbers: "2 * expert_width / 32"
 
-ITEM_BYTES = {"uint8": 1, "float16": 2, "float32": 4}
+_ITEM_BYTES = {"uint8": 1, "float16": 2, "float32": 4}
 
 # Parameters of a layer whose weights lie in a side file; each entry adds ENTRY_offset, ENTRY_bytes.
 SIDE_FILE_PARAMETERS: dict[str, ParameterKind] = {
@@ -24,6 +25,9 @@ SIDE_FILE_PARAMETERS: dict[str, ParameterKind] = {
     "weights_bytes": "long",
     "weights_sha256": "string",
 }
+
+# Of every entry in a side file, bytes: a memory page of iPhones and Macs, so that it can be mapped.
+SIDE_FILE_ALIGNMENT = 16384
 
 # Sizes that are no parameters: tokens of the call; rows of logits, 1 for logits "last", else T.
 TOKENS, LOGIT_ROWS = "T", "R"
@@ -36,6 +40,11 @@ class Entry:
     name: str
     dtype: Literal["uint8", "float16", "float32"]
     shape: Shape
+    tensor: str  # of the checkpoint, without "model." ({layer}: index); "" when it is computed
+
+    def tensor_name(self, parameters: Mapping[str, object]) -> str:
+        """The published name of the tensor of a layer with these parameters."""
+        return f"model.{self.tensor.format(layer=parameters.get('layer'))}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,11 @@ def shape(dimensions: Shape, parameters: Mapping[str, object], tokens: int = 0) 
     return tuple(size(dimension, parameters, tokens) for dimension in dimensions)
 
 
+def nbytes(entry: Entry, parameters: Mapping[str, object]) -> int:
+    """The bytes of an entry."""
+    return math.prod(shape(entry.shape, parameters)) * _ITEM_BYTES[entry.dtype]
+
+
 def _factor(text: str, parameters: Mapping[str, object], tokens: int) -> int:
     if text.isdigit():
         return int(text)
@@ -86,22 +100,33 @@ def _factor(text: str, parameters: Mapping[str, object], tokens: int) -> int:
     return value
 
 
-def _linear(name: str, rows: str, columns: str) -> tuple[Entry, Entry]:
-    """Codes and scales of a linear layer [rows, columns], grouped along *columns*."""
+def _linear(name: str, rows: str, columns: str, module: str) -> tuple[Entry, Entry]:
+    """Codes and scales of a linear layer [rows, columns], grouped along *columns*, its inputs."""
     return (
-        Entry(f"{name}_codes", "uint8", (rows, f"{columns} / 2")),
-        Entry(f"{name}_scales", "float16", (rows, f"{columns} / group_size")),
+        Entry(f"{name}_codes", "uint8", (rows, f"{columns} / 2"), f"{module}.qweight"),
+        Entry(
+            f"{name}_scales", "float16", (rows, f"{columns} / group_size"), f"{module}.weight_scale"
+        ),
     )
 
 
 def _experts(name: str, rows: str, columns: str) -> tuple[Entry, Entry]:
     """Codes and scales of all experts' [rows, columns], grouped along *columns*, their outputs."""
+    tensor = f"{_MOE}.experts.{name}"
     return (
-        Entry(f"{name}_codes", "uint8", ("experts", rows, f"{columns} / 2")),
-        Entry(f"{name}_scales", "float16", ("experts", rows, f"{columns} / group_size")),
+        Entry(f"{name}_codes", "uint8", ("experts", rows, f"{columns} / 2"), f"{tensor}_qweight"),
+        Entry(
+            f"{name}_scales",
+            "float16",
+            ("experts", rows, f"{columns} / group_size"),
+            f"{tensor}_scale",
+        ),
     )
 
 
+_LAYER = "layers.{layer}"
+_MOE = f"{_LAYER}.feed_forward"
+_SHARED = f"{_MOE}.shared_expert"
 _RESIDUAL: Mapping[str, Shape] = {"residual": (TOKENS, "hidden_size")}
 _CACHE: Shape = ("layers", "kv_heads", "context", "head_dim")
 _ROWS: Shape = ("kv_heads", TOKENS, "head_dim")
@@ -115,7 +140,7 @@ EMBEDDING = LayerClass(
         "group_size": "int",
         "table": "string",
     },
-    entries=_linear("table", "vocab_size", "hidden_size"),
+    entries=_linear("table", "vocab_size", "hidden_size", "embed_tokens"),
     inputs={"tokens": (TOKENS,)},
     outputs=_RESIDUAL,
 )
@@ -138,12 +163,12 @@ ATTENTION = LayerClass(
         "score_scale": "double",
     },
     entries=(
-        Entry("norm", "float32", ("hidden_size",)),
-        *_linear("q", "heads * head_dim", "hidden_size"),
-        *_linear("k", "kv_heads * head_dim", "hidden_size"),
-        *_linear("v", "kv_heads * head_dim", "hidden_size"),
-        *_linear("o", "hidden_size", "heads * head_dim"),
-        Entry("periods", "float32", ("head_dim / 2",)),
+        Entry("norm", "float32", ("hidden_size",), f"{_LAYER}.input_layernorm.weight"),
+        *_linear("q", "heads * head_dim", "hidden_size", f"{_LAYER}.self_attn.q_proj"),
+        *_linear("k", "kv_heads * head_dim", "hidden_size", f"{_LAYER}.self_attn.k_proj"),
+        *_linear("v", "kv_heads * head_dim", "hidden_size", f"{_LAYER}.self_attn.v_proj"),
+        *_linear("o", "hidden_size", "heads * head_dim", f"{_LAYER}.self_attn.o_proj"),
+        Entry("periods", "float32", ("head_dim / 2",), tensor=""),
     ),
     inputs={**_RESIDUAL, "position": ("1",), "key_cache": _CACHE, "value_cache": _CACHE},
     outputs={**_RESIDUAL, "new_keys": _ROWS, "new_values": _ROWS},
@@ -166,14 +191,14 @@ EXPERTS = LayerClass(
         "weight_scale": "double",
     },
     entries=(
-        Entry("norm", "float32", ("hidden_size",)),
-        Entry("router", "float32", ("experts", "hidden_size")),
-        Entry("expert_bias", "float32", ("experts",)),
+        Entry("norm", "float32", ("hidden_size",), f"{_LAYER}.post_attention_layernorm.weight"),
+        Entry("router", "float32", ("experts", "hidden_size"), f"{_MOE}.router.weight"),
+        Entry("expert_bias", "float32", ("experts",), f"{_MOE}.expert_bias"),
         *_experts("gate_up", "hidden_size", "2 * expert_width"),
         *_experts("down", "expert_width", "hidden_size"),
-        *_linear("shared_gate", "shared_width", "hidden_size"),
-        *_linear("shared_up", "shared_width", "hidden_size"),
-        *_linear("shared_down", "hidden_size", "shared_width"),
+        *_linear("shared_gate", "shared_width", "hidden_size", f"{_SHARED}.gate_proj"),
+        *_linear("shared_up", "shared_width", "hidden_size", f"{_SHARED}.up_proj"),
+        *_linear("shared_down", "hidden_size", "shared_width", f"{_SHARED}.down_proj"),
     ),
     inputs=_RESIDUAL,
     outputs=_RESIDUAL,
@@ -199,7 +224,7 @@ HEAD = LayerClass(
         "logits": "string",
         "table": "string",
     },
-    entries=(Entry("norm", "float32", ("hidden_size",)),),
+    entries=(Entry("norm", "float32", ("hidden_size",), "norm.weight"),),
     inputs=_RESIDUAL,
     outputs={"logits": (LOGIT_ROWS, "vocab_size")},
 )

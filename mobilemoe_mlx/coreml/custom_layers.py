@@ -20,7 +20,7 @@ from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
 from mobilemoe_mlx.coreml import names, side_weights
-from mobilemoe_mlx.coreml.custom_layer_contract import LayerClass
+from mobilemoe_mlx.coreml.custom_layer_contract import Entry, LayerClass
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import to_numpy
 from mobilemoe_mlx.layout import cast
@@ -130,54 +130,64 @@ def _write_side_file(layers: list[_Layer], folder: Path) -> list[dict[str, Any]]
 
 
 def _layers(checkpoint: Checkpoint, context: int, logits: str) -> Iterator[_Layer]:
-    args, tensors = checkpoint.args, checkpoint.tensors
-    table = _packed(tensors, "model.embed_tokens")
-    key = hashlib.sha256()
-    for tensor in table:
-        key.update(to_numpy(tensor).data)
-    sizes = {"version": contract.VERSION, "hidden_size": args.hidden_size}
-    grouped = {**sizes, "group_size": GROUP_SIZE}
-    vocabulary = {**grouped, "vocab_size": args.vocab_size, "table": key.hexdigest()}
-    yield _Layer(contract.EMBEDDING, "embedding", vocabulary, table, (names.TOKENS,), ("embedded",))
+    args = checkpoint.args
+
+    def layer(
+        kind: LayerClass,
+        name: str,
+        parameters: Mapping[str, Any],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+    ) -> _Layer:
+        weights = tuple(_weight(entry, checkpoint, parameters) for entry in kind.entries)
+        return _Layer(kind, name, parameters, weights, inputs, outputs)
+
+    common = {
+        "version": contract.VERSION,
+        "hidden_size": args.hidden_size,
+        "group_size": GROUP_SIZE,
+    }
+    table = {**common, "vocab_size": args.vocab_size, "table": _table_key(checkpoint)}
+    yield layer(contract.EMBEDDING, "embedding", table, (names.TOKENS,), ("embedded",))
     residual = "embedded"
-    layers = range(args.num_hidden_layers)
-    new_keys = [names.layer(index, names.NEW_KEYS) for index in layers]
-    new_values = [names.layer(index, names.NEW_VALUES) for index in layers]
-    for index in layers:
+    for index in range(args.num_hidden_layers):
         attended = names.layer(index, "attended")
-        yield _Layer(
+        yield layer(
             contract.ATTENTION,
             names.layer(index, "attention"),
-            {**grouped, "layer": index, **_attention_parameters(args, context)},
-            _attention_weights(args, tensors, f"model.layers.{index}"),
+            {**common, "layer": index, **_attention_parameters(args, context)},
             (residual, names.POSITION, names.KEY_CACHE, names.VALUE_CACHE),
-            (attended, new_keys[index], new_values[index]),
+            (attended, names.layer(index, names.NEW_KEYS), names.layer(index, names.NEW_VALUES)),
         )
         residual = names.hidden(index)
-        yield _Layer(
-            contract.EXPERTS,
-            names.layer(index, "moe"),
-            {**grouped, "layer": index, **_experts_parameters(args)},
-            _experts_weights(tensors, f"model.layers.{index}"),
-            (attended,),
-            (residual,),
-        )
+        parameters = {**common, "layer": index, **_experts_parameters(args)}
+        name = names.layer(index, "moe")
+        yield layer(contract.EXPERTS, name, parameters, (attended,), (residual,))
     rows = {
         "version": contract.VERSION,
         "layers": args.num_hidden_layers,
         "kv_heads": args.num_key_value_heads,
         "head_dim": args.head_dim,
     }
-    for name, inputs in ((names.NEW_KEYS, new_keys), (names.NEW_VALUES, new_values)):
-        yield _Layer(contract.CACHE_ROWS, name, rows, (), tuple(inputs), (name,))
-    yield _Layer(
-        contract.HEAD,
-        "head",
-        {**vocabulary, "norm_eps": args.rms_norm_eps, "logits": logits},
-        (cast(tensors["model.norm.weight"], "F32"),),
-        (residual,),
-        (names.LOGITS,),
-    )
+    for name in (names.NEW_KEYS, names.NEW_VALUES):
+        inputs = tuple(names.layer(index, name) for index in range(args.num_hidden_layers))
+        yield layer(contract.CACHE_ROWS, f"{name}_of_all", rows, inputs, (name,))
+    parameters = {**table, "norm_eps": args.rms_norm_eps, "logits": logits}
+    yield layer(contract.HEAD, "head", parameters, (residual,), (names.LOGITS,))
+
+
+def _weight(entry: Entry, checkpoint: Checkpoint, parameters: Mapping[str, Any]) -> Tensor:
+    if not entry.tensor:  # the periods of the rotation
+        return from_array(mx.array(rope_periods(checkpoint.args)))
+    tensor = checkpoint.tensors[entry.tensor_name(parameters)]
+    return cast(tensor, "F32") if entry.dtype == "float32" else tensor
+
+
+def _table_key(checkpoint: Checkpoint) -> str:
+    key = hashlib.sha256()
+    for entry in contract.EMBEDDING.entries:
+        key.update(to_numpy(_weight(entry, checkpoint, {})).data)
+    return key.hexdigest()
 
 
 def _attention_parameters(args: ModelArgs, context: int) -> dict[str, Any]:
@@ -194,17 +204,6 @@ def _attention_parameters(args: ModelArgs, context: int) -> dict[str, Any]:
     }
 
 
-def _attention_weights(
-    args: ModelArgs, tensors: Mapping[str, Tensor], path: str
-) -> tuple[Tensor, ...]:
-    linears = [_packed(tensors, f"{path}.self_attn.{name}_proj") for name in "qkvo"]
-    return (
-        cast(tensors[f"{path}.input_layernorm.weight"], "F32"),
-        *(tensor for linear in linears for tensor in linear),
-        from_array(mx.array(rope_periods(args))),
-    )
-
-
 def _experts_parameters(args: ModelArgs) -> dict[str, Any]:
     return {
         "expert_width": args.intermediate_size,
@@ -216,27 +215,6 @@ def _experts_parameters(args: ModelArgs) -> dict[str, Any]:
         "normalize_eps": 1e-20,
         "weight_scale": args.routed_scaling_factor,
     }
-
-
-def _experts_weights(tensors: Mapping[str, Tensor], path: str) -> tuple[Tensor, ...]:
-    moe = f"{path}.feed_forward"
-    shared = [
-        _packed(tensors, f"{moe}.shared_expert.{name}_proj") for name in ("gate", "up", "down")
-    ]
-    return (
-        cast(tensors[f"{path}.post_attention_layernorm.weight"], "F32"),
-        cast(tensors[f"{moe}.router.weight"], "F32"),
-        cast(tensors[f"{moe}.expert_bias"], "F32"),
-        tensors[f"{moe}.experts.gate_up_qweight"],
-        tensors[f"{moe}.experts.gate_up_scale"],
-        tensors[f"{moe}.experts.down_qweight"],
-        tensors[f"{moe}.experts.down_scale"],
-        *(tensor for linear in shared for tensor in linear),
-    )
-
-
-def _packed(tensors: Mapping[str, Tensor], module: str) -> tuple[Tensor, Tensor]:
-    return tensors[f"{module}.qweight"], tensors[f"{module}.weight_scale"]
 
 
 def _add(

@@ -33,7 +33,7 @@ class Credits:
 def describe(
     spec: Model_pb2.Model, checkpoint: Checkpoint, options: ExportOptions, credit: Credits
 ) -> None:
-    """Fill in `spec`'s metadata and the descriptions of inputs, outputs and states."""
+    """Fill in `spec`'s metadata, and describe the functions' inputs, outputs and states."""
     metadata = spec.description.metadata
     metadata.shortDescription = _summary(checkpoint.args, options)
     metadata.author = credit.author or "Not stated; exported with mobilemoe-mlx"
@@ -45,8 +45,6 @@ def describe(
     for function in spec.description.functions:
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = texts[feature.name]
-    for feature in (*spec.description.input, *spec.description.output):
-        feature.shortDescription = texts[feature.name]
 
 
 def user_defined(fields: Mapping[str, str]) -> dict[str, str]:
@@ -60,7 +58,7 @@ def _user_defined(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, s
         "context": str(options.context),
         "prefill_block": str(options.prefill_block),
         "logits": options.logits,
-        "target": options.deployment_target,
+        "target": options.oldest_system,
         "quantization": json.dumps(INT4_QUANTIZATION),
         "config": json.dumps(published_config(checkpoint.args, checkpoint.config)),
         "model_card": _model_card(checkpoint, options),
@@ -119,6 +117,4 @@ def _feature_texts(args: ModelArgs, options: ExportOptions) -> dict[str, str]:
         names.LOGITS: f"Scores of the next token, one for each of {args.vocab_size} ids.",
         names.KEY_CACHE: f"Keys of all layers, float16 {cache}.",
         names.VALUE_CACHE: f"Values of all layers, float16 {cache}.",
-        names.NEW_KEYS: "Keys of these tokens: copy them into key_cache at their positions.",
-        names.NEW_VALUES: "Values of these tokens: copy them into value_cache at their positions.",
     }

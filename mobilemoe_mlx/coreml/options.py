@@ -65,6 +65,11 @@ class ExportOptions:
         """`target` under the name that Core ML has on iOS."""
         return _SAME_AS.get(self.target, self.target)
 
+    @property
+    def oldest_system(self) -> str:
+        """The oldest iOS that loads the package; custom layers have exact shapes since iOS 13."""
+        return "iOS13" if self.moe == "custom-layer" else self.deployment_target
+
 
 def _target_problem(target: str) -> str:
     known = [*TARGETS, *_SAME_AS]

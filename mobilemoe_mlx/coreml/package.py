@@ -13,6 +13,7 @@ from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.coreml import metadata, ml_program, resources
+from mobilemoe_mlx.coreml.custom_layers import write_custom_layer_model
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import open_source
 from mobilemoe_mlx.errors import UserError
@@ -62,9 +63,6 @@ def export_coreml(
         if options.moe == "core-ops":
             ml_program.write_ml_program(source, options, written)
         else:
-            # Not needed for the other form.
-            from mobilemoe_mlx.coreml.custom_layers import write_custom_layer_model
-
             write_custom_layer_model(source, options, written, folder)
         spec = _rewrite_description(written, source, options, credit or metadata.Credits())
         resources.write_manifest(written, folder, spec, source, options)

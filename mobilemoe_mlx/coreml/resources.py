@@ -10,6 +10,7 @@ from typing import Any
 
 from coremltools.proto import FeatureTypes_pb2, Model_pb2
 
+from mobilemoe_mlx.accounting import account
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import INT4_QUANTIZATION
 from mobilemoe_mlx.coreml.options import ExportOptions
@@ -73,14 +74,16 @@ def write_manifest(
         for path in paths
     }
     args = checkpoint.args
-    cache = 2 * args.num_hidden_layers * args.key_value_dim * options.context * 2  # float16
+    # Custom layers are given float32 caches; the program's states are float16.
+    cache_type = "float32" if options.moe == "custom-layer" else "float16"
+    cache = account(args, options.context).kv_bytes_per_token[cache_type] * options.context
     weights = (".bin", ".mlmodel") if options.moe == "custom-layer" else (".bin",)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "package": package.name,
         "form": options.moe,
-        "target": options.deployment_target,
+        "target": options.oldest_system,
         "context": options.context,
         "prefill_block": options.prefill_block,
         "logits": options.logits,

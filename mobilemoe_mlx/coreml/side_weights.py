@@ -1,7 +1,7 @@
 """The side weight file of a custom-layer package: arrays one after the other, for mapping.
 
 There is no header: the layers' parameters say where each array lies. Every array begins at a
-multiple of ALIGNMENT; zeros fill the gaps.
+multiple of SIDE_FILE_ALIGNMENT; zeros fill the gaps.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-NAME = "weights.bin"  # in the resources folder
+from mobilemoe_mlx.coreml.custom_layer_contract import SIDE_FILE_ALIGNMENT
 
-ALIGNMENT = 16384  # bytes; a memory page of iPhones and Macs, so that an array can be mapped alone
+NAME = "weights.bin"  # in the resources folder
 
 
 class Place(NamedTuple):
@@ -55,7 +55,7 @@ class SideFileWriter:
 
     def add(self, array: np.ndarray) -> Place:
         """Append an array of any little-endian type."""
-        self._write(memoryview(bytes(-self.nbytes % ALIGNMENT)))
+        self._write(memoryview(bytes(-self.nbytes % SIDE_FILE_ALIGNMENT)))
         place = Place(self.nbytes, array.nbytes)
         self._write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return place

@@ -10,9 +10,12 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.coreml.metadata import user_defined
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.verify.layer_weights import check_layer_weights
 from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
 from mobilemoe_mlx.verify.mil_program import read_package
-from mobilemoe_mlx.verify.session import MLProgramSession, Session
+from mobilemoe_mlx.verify.model_file import model_file
+from mobilemoe_mlx.verify.network_package import read_network
+from mobilemoe_mlx.verify.session import CustomLayerSession, MLProgramSession, Session
 from mobilemoe_mlx.verify.weights import WeightsReport, check_weights
 
 
@@ -66,6 +69,34 @@ class CoreOpsPackage:
         return max(evaluator.peak_bytes(name) for name in self._package.functions)
 
 
+class CustomLayerPackage:
+    """The NeuralNetwork of custom layers, each computed by the reference of its contract."""
+
+    form: str = "custom-layer"
+    arithmetics: tuple[Arithmetic, ...] = ("float32",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._package = read_network(path)
+        self.user_defined = user_defined(self._package.user_defined)
+        self.context = self._package.inputs[names.KEY_CACHE].shape[2]
+
+    def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
+        """Compare its weights with the checkpoint's, bit for bit."""
+        return check_layer_weights(self._package, checkpoint)
+
+    def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:
+        """Evaluate it."""
+        return CustomLayerSession(self._package, args)
+
+    def peak_intermediate_bytes(self) -> int | None:
+        """What a layer needs is its class's business."""
+        return None
+
+
 def open_saved(path: Path) -> SavedPackage:
     """The package at `path`; raises UserError for anything that is no whole export."""
-    return CoreOpsPackage(path)
+    # An ML Program of ours always has a weight file, and the other form never has. Its model, which
+    # holds the weights, is read only once so.
+    has_weight_file = (model_file(path).parent / "weights").is_dir()
+    return CoreOpsPackage(path) if has_weight_file else CustomLayerPackage(path)

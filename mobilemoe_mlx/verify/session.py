@@ -1,4 +1,4 @@
-"""Feed tokens to a saved package as an app does: blocks to prefill, single tokens to decode."""
+"""Feed tokens to a saved package as an app does: the prompt in blocks, then one at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
 from mobilemoe_mlx.verify.mil_program import Package
+from mobilemoe_mlx.verify.network_package import NetworkPackage
+from mobilemoe_mlx.verify.neural_network import NeuralNetworkEvaluator
 
 
 class Call(NamedTuple):
@@ -127,3 +129,49 @@ class MLProgramSession:
             for index in range(self.args.num_hidden_layers)
         ]
         return Step(layers, logits[:count])
+
+
+class CustomLayerSession:
+    """The custom-layer form: caches go in, and the rows that come out are copied into them."""
+
+    def __init__(self, package: NetworkPackage, args: ModelArgs) -> None:
+        self.args = args
+        self.block = package.inputs[names.TOKENS].sizes[0][1]
+        self.context = package.inputs[names.KEY_CACHE].shape[2]
+        self._cache_shape = package.inputs[names.KEY_CACHE].shape
+        self._evaluator = NeuralNetworkEvaluator(package)
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self._keys, self._values = (np.zeros(self._cache_shape, np.float32) for _ in range(2))
+
+    def feed(self, tokens: Sequence[int], position: int) -> Step:
+        """Run the model for these tokens, which need no padding."""
+        taps: dict[str, np.ndarray] = {}
+
+        def keep(name: str, value: np.ndarray) -> None:
+            if name.endswith(("_hidden", "_scores", "_experts")):
+                taps[name] = value
+
+        outputs = self._evaluator.run(
+            {
+                names.TOKENS: np.array(tokens, np.int32),
+                names.POSITION: np.array([position], np.int32),
+                names.KEY_CACHE: self._keys,
+                names.VALUE_CACHE: self._values,
+            },
+            keep,
+        )
+        end = position + len(tokens)
+        self._keys[:, :, position:end] = outputs[names.NEW_KEYS]
+        self._values[:, :, position:end] = outputs[names.NEW_VALUES]
+        layers = [
+            LayerValues(
+                hidden=taps[names.hidden(index)],
+                scores=taps[names.scores(index)],
+                experts=taps[names.experts(index)],
+            )
+            for index in range(self.args.num_hidden_layers)
+        ]
+        return Step(layers, outputs[names.LOGITS])

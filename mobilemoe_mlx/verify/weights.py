@@ -1,4 +1,4 @@
-"""Is every weight of a package, bit for bit, the checkpoint's?"""
+"""Is every weight of an ML Program, bit for bit, the checkpoint's?"""
 
 from __future__ import annotations
 
@@ -116,6 +116,11 @@ def _difference(package: Package, constant: Constant, expected: np.ndarray) -> l
         actual = package.weights.raw(constant.blob)
     else:
         actual = np.ascontiguousarray(package.value(constant)).reshape(-1).view(np.uint8)
+    return byte_differences(actual, expected)
+
+
+def byte_differences(actual: np.ndarray, expected: np.ndarray) -> list[str]:
+    """What is wrong with the bytes `actual` (uint8), which should be those of `expected`."""
     wanted = np.ascontiguousarray(expected).reshape(-1).view(np.uint8)
     if actual.size != wanted.size:
         return [f"has {actual.size} bytes, the checkpoint {wanted.size}"]
