@@ -83,6 +83,12 @@ def test_a_rounded_bf16_checkpoint(bf16_folder: Path, tmp_path: Path) -> None:
     assert verify_package(package, bf16_folder, cases=["short"], greedy_tokens=4).passed
 
 
+def test_a_package_for_ios_26(int4_folder: Path, tmp_path: Path) -> None:
+    options = ExportOptions(context=32, prefill_block=8, target="iOS26")
+    package = export_coreml(int4_folder, tmp_path / "n.mlpackage", options).package
+    assert verify_package(package, int4_folder, cases=["long"], greedy_tokens=4).passed
+
+
 # -- mutations --------------------------------------------------------------------------------
 
 

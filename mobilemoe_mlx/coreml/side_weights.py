@@ -1,7 +1,7 @@
 """The side weight file of a custom-layer package: arrays one after the other, for mapping.
 
 There is no header: the layers' parameters say where each array lies. Every array begins at a
-multiple of SIDE_FILE_ALIGNMENT; zeros fill the gaps.
+multiple of SIDE_FILE_ALIGNMENT, and the file ends at one; zeros fill the gaps.
 """
 
 from __future__ import annotations
@@ -46,19 +46,26 @@ class SideFileWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            if error is None:
+                self._align()
+        finally:
+            self._file.close()
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far, in hexadecimal."""
+        """Of everything written, in hexadecimal."""
         return self._hash.hexdigest()
 
     def add(self, array: np.ndarray) -> Place:
         """Append an array of any little-endian type."""
-        self._write(memoryview(bytes(-self.nbytes % SIDE_FILE_ALIGNMENT)))
+        self._align()
         place = Place(self.nbytes, array.nbytes)
         self._write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return place
+
+    def _align(self) -> None:
+        self._write(memoryview(bytes(-self.nbytes % SIDE_FILE_ALIGNMENT)))
 
     def _write(self, data: memoryview) -> None:
         self._file.write(data)
