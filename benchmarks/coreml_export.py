@@ -34,11 +34,10 @@ def export(checkpoint: str, output: str, moe: str) -> dict[str, float]:
     done = export_coreml(checkpoint, output, ExportOptions(moe=moe))  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    weights = sum(p.stat().st_size for p in done.resources.glob("*.bin"))
     return {
         "seconds": seconds,
         "peak": peak if sys.platform == "darwin" else peak * 1024,
-        "bytes": done.package_bytes + weights,
+        "bytes": done.package_bytes,
         "checkpoint": done.checkpoint_bytes,
     }
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import mobilemoe_mlx.coreml  # noqa: F401 # isort: skip (first, as it keeps coremltools quiet)
 from coremltools.proto import FeatureTypes_pb2, Model_pb2
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mobilemoe_mlx.accounting import Accounting, account
 from mobilemoe_mlx.config import ModelArgs
@@ -27,6 +26,7 @@ from mobilemoe_mlx.verify.mil_program import (
     TensorType,
     read_package,
 )
+from mobilemoe_mlx.verify.model_file import model_file, read_spec
 
 # Kinds of weights, in the order of the table.
 LINEARS = "INT4 linears and embedding"
@@ -134,8 +134,8 @@ def describe_package(path: str | Path) -> PackageInfo:
     write, and a damaged package or manifest.
     """
     path = Path(path).expanduser()
-    model = path / "Data" / "com.apple.CoreML" / "model.mlmodel"
-    spec = _read_spec(path, model)
+    model = model_file(path)
+    spec = read_spec(model)
     fields = metadata.user_defined(spec.description.metadata.userDefined)
     try:
         form, target, logits = fields["form"], fields["target"], fields["logits"]
@@ -181,19 +181,6 @@ def describe_package(path: str | Path) -> PackageInfo:
         key_value_cache_bytes=account(args, context).kv_bytes_per_token[cache_type] * context,
         manifest=_manifest(path),
     )
-
-
-def _read_spec(path: Path, model: Path) -> Model_pb2.Model:
-    if not model.is_file():
-        raise UserError(
-            f"{path} is not a whole Core ML package: it has no {model.relative_to(path)}."
-        )
-    spec = Model_pb2.Model()
-    try:
-        spec.ParseFromString(model.read_bytes())
-    except DecodeError as error:
-        raise UserError(f"{model} is damaged ({error}): export the package again.") from None
-    return spec
 
 
 def _function(package: Package, name: str) -> FunctionInfo:

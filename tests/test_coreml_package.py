@@ -246,6 +246,7 @@ def test_targets(int4_folder: Path, tmp_path: Path, target: str, version: int) -
         ({"target": "android"}, ["iOS18"]),
         ({"logits": "some"}, ["--logits"]),
         ({"moe": "magic"}, ["--moe"]),
+        ({"weights_beside": True}, ["--weights-beside", "custom-layer"]),
     ],
 )
 def test_impossible_options(

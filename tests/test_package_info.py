@@ -205,7 +205,7 @@ def test_the_context_cannot_be_chosen_again(
 
 
 def test_other_packages_and_damage_are_refused(package: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a whole Core ML package"):
+    with pytest.raises(UserError, match="not a Core ML package"):
         describe_package(tmp_path / "nothing.mlpackage")
     copy = copied(package, tmp_path)
     spec = spec_of(copy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,8 +14,6 @@ from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import package as package_module
-from mobilemoe_mlx.coreml.custom_layers import write_custom_layer_model
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
@@ -36,10 +34,10 @@ def good(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def beside(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights in a side file, as above 2 GB; do not write into it."""
     folder = tmp_path_factory.mktemp("beside")
-    writer = functools.partial(write_custom_layer_model, max_inline_bytes=1000)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_module, "write_custom_layer_model", writer)
-        return export_coreml(int4_folder, folder / "C.mlpackage", OPTIONS).package
+    options = dataclasses.replace(OPTIONS, weights_beside=True)
+    done = export_coreml(int4_folder, folder / "C.mlpackage", options)
+    assert done.package_bytes > done.checkpoint_bytes  # they are counted where they lie
+    return done.package
 
 
 def verify(package: Path, folder: Path) -> VerifyReport:

@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the oldest system to run on: {', '.join(TARGETS)} (default: %(default)s)",
     )
     parser.add_argument(
+        "--weights-beside",
+        action="store_true",
+        help="custom layers: put the weights into a file of the resources folder, as is done "
+        "above 1.9 GB in any case",
+    )
+    parser.add_argument(
         "--quantize", action="store_true", help="round a BF16 checkpoint to nearest INT4 (lossy)"
     )
     parser.add_argument("--author", help="the author that Xcode shows")

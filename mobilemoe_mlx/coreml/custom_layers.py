@@ -50,14 +50,9 @@ class _Layer:
 
 
 def write_custom_layer_model(
-    checkpoint: Checkpoint,
-    options: ExportOptions,
-    package: Path,
-    resources: Path,
-    *,
-    max_inline_bytes: int = MAX_INLINE_BYTES,
+    checkpoint: Checkpoint, options: ExportOptions, package: Path, resources: Path
 ) -> None:
-    """Write `package` (.mlpackage) and, when the weights exceed the limit, `resources`/weights.bin.
+    """Write `package` (.mlpackage) and, on request or above the limit, `resources`/weights.bin.
 
     A temporary file goes beside `package`. Raises OSError when the disk is full.
     """
@@ -67,7 +62,7 @@ def write_custom_layer_model(
         prefill_block=options.prefill_block,
         logits=options.logits,
         side_folder=resources,
-        max_inline_bytes=max_inline_bytes,
+        max_inline_bytes=0 if options.weights_beside else MAX_INLINE_BYTES,
     )
     model = package.with_name(f"{package.stem}.mlmodel")
     try:

@@ -27,6 +27,7 @@ from mobilemoe_mlx.model import rope_periods
 from mobilemoe_mlx.safetensors_file import from_array, write_file
 
 Arrays = dict[str, np.ndarray]
+Wish = Callable[[list[int]], bool]  # of the experts that a token selects
 
 HIDDEN, GROUP, VOCABULARY = 64, 32, 96
 CONTEXT = 24  # of the attention files
@@ -207,7 +208,7 @@ def _experts() -> GoldenFile:
     def no_twin(selected: list[int]) -> bool:
         return not set(TWINS) & set(selected)
 
-    cases = {
+    cases: dict[str, tuple[str, list[Wish]]] = {
         "decode": ("one token", [no_twin]),
         "block": (
             f"a block; every token selects expert {ALWAYS}, none expert {NEVER}",
@@ -238,7 +239,7 @@ def _experts_file(
     name: str,
     parameters: Mapping[str, Any],
     weights: Arrays,
-    cases: Mapping[str, tuple[str, list[Callable[[list[int]], bool]]]],
+    cases: Mapping[str, tuple[str, list[Wish]]],
 ) -> GoldenFile:
     """`cases`: name -> (what it is for, for each of its tokens what it must select)."""
     kind, raw = contract.EXPERTS, _raw(weights)
@@ -264,7 +265,7 @@ def _token(
     label: str,
     parameters: Mapping[str, Any],
     weights: list[np.ndarray],
-    wanted: Callable[[list[int]], bool],
+    wanted: Wish,
 ) -> np.ndarray:
     """The first residual of the series `label` that selects what is `wanted`, by a clear margin."""
     for number in range(1000):

@@ -33,6 +33,7 @@ class ExportOptions:
     prefill_block: int = 256  # tokens of one call of `prefill`
     target: str = "iOS18"
     logits: Literal["last", "all"] = "last"  # of a prefill block: its last token's, or all
+    weights_beside: bool = False  # custom layers: weights in a file beside the package
 
     def check(self, args: ModelArgs) -> None:
         """Raise UserError when a choice is impossible in itself or for the model `args`."""
@@ -40,6 +41,11 @@ class ExportOptions:
             raise UserError(f"--moe is '{self.moe}'; it must be core-ops or custom-layer.")
         if self.logits not in ("last", "all"):
             raise UserError(f"--logits is '{self.logits}'; it must be last or all.")
+        if self.weights_beside and self.moe != "custom-layer":
+            raise UserError(
+                "--weights-beside is for --moe custom-layer: a package of core ops has its own "
+                "weight file."
+            )
         if self.deployment_target not in TARGETS:
             raise UserError(_target_problem(self.target))
         if self.context < 2:

@@ -12,7 +12,7 @@ from pathlib import Path
 from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.checkpoint_check import Checkpoint
-from mobilemoe_mlx.coreml import metadata, ml_program, resources
+from mobilemoe_mlx.coreml import metadata, ml_program, resources, side_weights
 from mobilemoe_mlx.coreml.custom_layers import write_custom_layer_model
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import open_source
@@ -28,7 +28,7 @@ class Exported:
 
     package: Path
     resources: Path
-    package_bytes: int
+    package_bytes: int  # with the weights beside it, if there are any
     checkpoint_bytes: int  # of the checkpoint's INT4 tensors
     has_tokenizer: bool
 
@@ -66,7 +66,8 @@ def export_coreml(
             write_custom_layer_model(source, options, written, folder)
         spec = _rewrite_description(written, source, options, credit or metadata.Credits())
         resources.write_manifest(written, folder, spec, source, options)
-        size = sum(p.stat().st_size for p in written.rglob("*") if p.is_file())
+        parts = (*written.rglob("*"), folder / side_weights.NAME)
+        size = sum(p.stat().st_size for p in parts if p.is_file())
         has_tokenizer = (folder / "tokenizer.json").is_file()
     return Exported(
         package=package,

@@ -6,7 +6,6 @@ several specialisations of a function, image inputs, attributes and protobuf fie
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coremltools.proto import FeatureTypes_pb2, MIL_pb2, Model_pb2
-from google.protobuf.message import DecodeError
+from coremltools.proto import FeatureTypes_pb2, MIL_pb2
 
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.verify.model_file import (
+    UnknownContent,
+    model_file,
+    only,
+    read_spec,
+    refuse_unknown_fields,
+)
 from mobilemoe_mlx.verify.weight_file import WeightFile, unpack_nibbles
 
 _WEIGHTS_NAME = "@model_path/weights/weight.bin"  # as the program calls it
@@ -178,32 +183,22 @@ class Package:
         return self.weights.read(constant.blob, constant.type.dtype, constant.type.shape)
 
 
-class _Unknown(Exception):
-    """Something in the model that this module does not know."""
-
-
 def read_package(path: Path) -> Package:
     """Read the ML Program of the .mlpackage folder `path`; no weight is read.
 
     Raises UserError for a folder that is no whole package, for another kind of model, for a
     description that contradicts its program, and for anything that this module does not know.
     """
-    model = _model_file(path)
-    spec = Model_pb2.Model()
-    try:
-        spec.ParseFromString(model.read_bytes())
-    except OSError as error:
-        raise UserError(f"{model}: {error.strerror}; export the package again.") from None
-    except DecodeError as error:
-        raise UserError(f"{model}: is damaged ({error}); export the package again.") from None
+    model = model_file(path)
+    spec = read_spec(model)
     weight_file = model.parent / "weights" / "weight.bin"
     try:
-        _refuse_unknown_fields(spec)
+        _check_kind(spec)
         program = spec.mlProgram.functions
         functions = {name: _function(name, program[name]) for name in sorted(program)}
         signatures, default = _description(spec.description, list(functions))
         _compare(functions, signatures)
-    except _Unknown as error:
+    except UnknownContent as error:
         raise UserError(f"{path}: {error}; it cannot be verified.") from None
     return Package(
         path=path,
@@ -216,52 +211,28 @@ def read_package(path: Path) -> Package:
     )
 
 
-def _model_file(path: Path) -> Path:
-    manifest = path / "Manifest.json"
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        relative = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-        model = path / "Data" / relative
-    except OSError as error:
-        raise UserError(
-            f"{path}: not a Core ML package (Manifest.json: {error.strerror})."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: names no model ({error!r}); export it again.") from None
-    if not model.resolve().is_relative_to((path / "Data").resolve()):
-        raise UserError(f"{manifest}: its model lies outside the package; export it again.")
-    return model
-
-
-def _refuse_unknown_fields(spec: Any) -> None:
+def _check_kind(spec: Any) -> None:
     if spec.WhichOneof("Type") != "mlProgram":
-        raise _Unknown(f"it is a model of the kind '{spec.WhichOneof('Type')}', not an ML Program")
-    size = spec.ByteSize()
-    spec.DiscardUnknownFields()
-    if spec.ByteSize() != size:
-        raise _Unknown("it has fields that this version of coremltools cannot name")
+        raise UnknownContent(
+            f"it is a model of the kind '{spec.WhichOneof('Type')}', not an ML Program"
+        )
+    refuse_unknown_fields(spec)
     program = spec.mlProgram
-    _only(spec, "the model", "specificationVersion", "description", "mlProgram")
-    _only(program, "the program", "version", "functions", "docString", "attributes")
+    only(spec, "the model", "specificationVersion", "description", "mlProgram")
+    only(program, "the program", "version", "functions", "docString", "attributes")
     if program.version != 1 or set(program.attributes) - {"buildInfo"}:
-        raise _Unknown(
+        raise UnknownContent(
             f"its program has version {program.version} and attributes {sorted(program.attributes)}"
         )
 
 
-def _only(message: Any, where: str, *known: str) -> None:
-    """Refuse a protobuf message that has other fields set than `known`."""
-    if others := [field.name for field, _ in message.ListFields() if field.name not in known]:
-        raise _Unknown(f"{where} has {', '.join(others)}")
-
-
 def _function(name: str, proto: Any) -> Function:
     where = f"function '{name}'"
-    _only(proto, where, "inputs", "opset", "block_specializations")
+    only(proto, where, "inputs", "opset", "block_specializations")
     if list(proto.block_specializations) != [proto.opset]:
-        raise _Unknown(f"{where} is specialised for {sorted(proto.block_specializations)}")
+        raise UnknownContent(f"{where} is specialised for {sorted(proto.block_specializations)}")
     block = proto.block_specializations[proto.opset]
-    _only(block, f"{where}'s block", "outputs", "operations")
+    only(block, f"{where}'s block", "outputs", "operations")
     inputs: dict[str, TensorType | StateType] = {}
     for value in proto.inputs:
         if value.type.WhichOneof("type") == "stateType":
@@ -275,7 +246,7 @@ def _function(name: str, proto: Any) -> Function:
 
 def _operation(proto: Any, function: str) -> Operation:
     where = f"{function}, operation {proto.type} " + ", ".join(o.name for o in proto.outputs)
-    _only(proto, where, "type", "inputs", "outputs", "attributes")
+    only(proto, where, "type", "inputs", "outputs", "attributes")
     return Operation(
         type=proto.type,
         inputs={
@@ -294,16 +265,16 @@ def _operation(proto: Any, function: str) -> Operation:
 
 def _tensor_type(proto: Any, name: str) -> TensorType:
     if proto.WhichOneof("type") != "tensorType":
-        raise _Unknown(f"'{name}' is a {proto.WhichOneof('type')}")
+        raise UnknownContent(f"'{name}' is a {proto.WhichOneof('type')}")
     tensor = proto.tensorType
-    _only(tensor, f"'{name}'", "dataType", "rank", "dimensions")
+    only(tensor, f"'{name}'", "dataType", "rank", "dimensions")
     dtype = _MIL_TYPES.get(tensor.dataType, str(tensor.dataType))
     if dtype not in _IMMEDIATE:
-        raise _Unknown(f"'{name}' has elements of the type {dtype}")
+        raise UnknownContent(f"'{name}' has elements of the type {dtype}")
     if any(d.WhichOneof("dimension") != "constant" for d in tensor.dimensions):
-        raise _Unknown(f"'{name}' has a flexible shape")
+        raise UnknownContent(f"'{name}' has a flexible shape")
     if len(tensor.dimensions) != tensor.rank:
-        raise _Unknown(f"'{name}' has {len(tensor.dimensions)} sizes for rank {tensor.rank}")
+        raise UnknownContent(f"'{name}' has {len(tensor.dimensions)} sizes for rank {tensor.rank}")
     return TensorType(dtype, tuple(d.constant.size for d in tensor.dimensions))
 
 
@@ -314,12 +285,14 @@ def _constant(proto: Any, where: str) -> Constant:
         constants = [_constant(item, where) for item in items]
         types = tuple(c.type for c in constants if isinstance(c.type, TensorType))
         if len(types) < len(constants) or proto.WhichOneof("value") != "immediateValue":
-            raise _Unknown(f"{where} has a constant of nested lists or in a file")
+            raise UnknownContent(f"{where} has a constant of nested lists or in a file")
         return Constant(ListType(types), tuple(c.value for c in constants), None)
     type = _tensor_type(proto.type, where)
     if proto.WhichOneof("value") == "blobFileValue":
         if proto.blobFileValue.fileName != _WEIGHTS_NAME:
-            raise _Unknown(f"{where} has a constant in the file {proto.blobFileValue.fileName}")
+            raise UnknownContent(
+                f"{where} has a constant in the file {proto.blobFileValue.fileName}"
+            )
         return Constant(type, None, proto.blobFileValue.offset)
     return Constant(type, _immediate(value.tensor, type, where), None)
 
@@ -327,12 +300,12 @@ def _constant(proto: Any, where: str) -> Constant:
 def _immediate(tensor: Any, type: TensorType, where: str) -> Immediate:
     field, bits, numpy_type = _IMMEDIATE[type.dtype]
     if tensor.WhichOneof("value") != field:
-        raise _Unknown(
+        raise UnknownContent(
             f"{where} has a constant of {type} in the field {tensor.WhichOneof('value')}"
         )
     values: Any = getattr(tensor, field).values
     count = math.prod(type.shape)
-    problem = _Unknown(f"{where} has a constant that is no {type}")
+    problem = UnknownContent(f"{where} has a constant that is no {type}")
     if len(values) != (type.nbytes if field == "bytes" else count):
         raise problem
     if field == "strings" and not type.shape:
@@ -350,15 +323,15 @@ def _immediate(tensor: Any, type: TensorType, where: str) -> Immediate:
 
 def _description(proto: Any, functions: Sequence[str]) -> tuple[dict[str, Signature], str]:
     """The signature of each function and the default one; single functions have no name here."""
-    _only(
+    only(
         proto, "the description", "functions", "defaultFunctionName", "metadata", *_SIGNATURE_FIELDS
     )
     if not proto.functions:
         if len(functions) != 1:
-            raise _Unknown(f"its description is of one function, its program has {functions}")
+            raise UnknownContent(f"its description is of one function, its program has {functions}")
         return {functions[0]: _signature(proto)}, functions[0]
     for function in proto.functions:
-        _only(function, f"function '{function.name}'", "name", *_SIGNATURE_FIELDS)
+        only(function, f"function '{function.name}'", "name", *_SIGNATURE_FIELDS)
     return {f.name: _signature(f) for f in proto.functions}, proto.defaultFunctionName
 
 
@@ -369,10 +342,10 @@ def _signature(proto: Any) -> Signature:
 
 
 def _feature(proto: Any) -> TensorType:
-    _only(proto.type, f"'{proto.name}'", "multiArrayType", "stateType")
+    only(proto.type, f"'{proto.name}'", "multiArrayType", "stateType")
     is_state = proto.type.WhichOneof("Type") == "stateType"
     array = proto.type.stateType.arrayType if is_state else proto.type.multiArrayType
-    _only(array, f"'{proto.name}'", "shape", "dataType")
+    only(array, f"'{proto.name}'", "shape", "dataType")
     dtype = _FEATURE_TYPES.get(array.dataType, str(array.dataType))
     return TensorType(dtype, tuple(array.shape))
 
@@ -380,16 +353,18 @@ def _feature(proto: Any) -> TensorType:
 def _compare(functions: Mapping[str, Function], signatures: Mapping[str, Signature]) -> None:
     """Refuse a description that promises something else than the program has."""
     if set(functions) != set(signatures):
-        raise _Unknown(f"it describes {sorted(signatures)}, its program has {sorted(functions)}")
+        raise UnknownContent(
+            f"it describes {sorted(signatures)}, its program has {sorted(functions)}"
+        )
     for name, function in functions.items():
         types = {n: t for operation in function.operations for n, t in operation.outputs}
         types |= function.tensors
         missing = [n for n in function.outputs if n not in types]
         if missing:
-            raise _Unknown(f"function '{name}' computes no {', '.join(missing)}")
+            raise UnknownContent(f"function '{name}' computes no {', '.join(missing)}")
         outputs = {n: types[n] for n in function.outputs}
         if signatures[name] != Signature(function.tensors, outputs, function.states):
-            raise _Unknown(f"function '{name}' is described other than it is")
+            raise UnknownContent(f"function '{name}' is described other than it is")
 
 
 def _metadata(proto: Any) -> Metadata:

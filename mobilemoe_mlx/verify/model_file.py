@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from coremltools.proto import Model_pb2
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
 from mobilemoe_mlx.errors import UserError
 
 
@@ -29,6 +32,18 @@ def model_file(package: Path) -> Path:
     if not model.resolve().is_relative_to((package / "Data").resolve()):
         raise UserError(f"{manifest}: its model lies outside the package; export it again.")
     return model
+
+
+def read_spec(model: Path) -> Model_pb2.Model:
+    """Parse a model file; raises UserError when it cannot be read or is no protobuf message."""
+    spec = Model_pb2.Model()
+    try:
+        spec.ParseFromString(model.read_bytes())
+    except OSError as error:
+        raise UserError(f"{model}: {error.strerror}; export the package again.") from None
+    except DecodeError as error:
+        raise UserError(f"{model}: is damaged ({error}); export the package again.") from None
+    return spec
 
 
 def only(message: Any, where: str, *known: str) -> None:

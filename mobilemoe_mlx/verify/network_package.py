@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from coremltools.proto import FeatureTypes_pb2, Model_pb2, NeuralNetwork_pb2
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
 from mobilemoe_mlx.coreml import names
@@ -26,6 +25,7 @@ from mobilemoe_mlx.verify.model_file import (
     UnknownContent,
     model_file,
     only,
+    read_spec,
     refuse_unknown_fields,
 )
 from mobilemoe_mlx.verify.side_file import SideFile
@@ -102,7 +102,7 @@ def read_network(path: Path, resources: Path | None = None) -> NetworkPackage:
     """
     folder = path.with_name(resources_name(path)) if resources is None else resources
     try:
-        spec = _read(model_file(path))
+        spec = read_spec(model_file(path))
         _check_model(spec)
         side = SideFile(folder)
         package = NetworkPackage(
@@ -117,17 +117,6 @@ def read_network(path: Path, resources: Path | None = None) -> NetworkPackage:
     except UnknownContent as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}.") from None
     return package
-
-
-def _read(path: Path) -> Model_pb2.Model:
-    spec = Model_pb2.Model()
-    try:
-        spec.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; export the package again.") from None
-    except DecodeError as error:
-        raise UserError(f"{path}: damaged ({error}); export the package again.") from None
-    return spec
 
 
 def _check_model(spec: Model_pb2.Model) -> None:
