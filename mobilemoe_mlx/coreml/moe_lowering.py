@@ -77,7 +77,7 @@ def _route(op: Operation) -> Routing:
     """Rank experts by counting those that come before them, which no sort's ties can disturb."""
     tokens, experts = op.x.shape[0], op.router.shape[0]
     top_k = op.top_k.val
-    prefix = op.name.removesuffix("moe")
+    prefix = op.name.removesuffix("moe")  # layers_3_moe -> layers_3_scores, ... (names.py)
     logits = mb.linear(x=op.x, weight=op.router)
     scores = mb.sigmoid(x=logits)
     biased = mb.add(x=scores, y=op.expert_bias, name=f"{prefix}scores")
