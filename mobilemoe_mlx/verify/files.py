@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mobilemoe_mlx.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name, sha256
 
@@ -23,8 +25,11 @@ class FilesReport:
         return not self.problems
 
 
-def check_files(package: Path) -> FilesReport:
-    """Compare the package and its resources folder with the manifest there."""
+def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
+    """Compare the package and its resources folder with the manifest there.
+
+    `facts`: what the manifest must say besides, as "context" or "tokens".
+    """
     path = package.parent / resources_name(package) / MANIFEST
     if not path.is_file():
         return FilesReport(0, (), manifest=False)
@@ -38,20 +43,25 @@ def check_files(package: Path) -> FilesReport:
         return FilesReport(
             0, (f"{path.name} is of {kind[0]} version {kind[1]}, not {VERSION}",), manifest=True
         )
-    problems = [why for name, facts in files.items() for why in _check(package.parent, name, facts)]
+    problems = [why for name, file in files.items() for why in _check(package.parent, name, file)]
+    problems += [
+        f"{path.name} says {name} {manifest.get(name)}, the package is of {value}"
+        for name, value in facts.items()
+        if manifest.get(name) != value
+    ]
     listed = {n for n in files if n.startswith(f"{package.name}/")}
     present = {str(p.relative_to(package.parent)) for p in package.rglob("*") if p.is_file()}
     problems += [f"{name} is in the package, but not in {path.name}" for name in present - listed]
     return FilesReport(len(files), tuple(problems), manifest=True)
 
 
-def _check(root: Path, name: str, facts: tuple[int, str]) -> list[str]:
+def _check(root: Path, name: str, file: tuple[int, str]) -> list[str]:
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         return [f"{name} lies outside the export"]
     if not path.is_file():
         return [f"{name} is missing"]
-    size, checksum = facts
+    size, checksum = file
     if path.stat().st_size != size:
         return [f"{name} has {path.stat().st_size} bytes, not {size}"]
     return [] if sha256(path) == checksum else [f"{name} has another checksum"]

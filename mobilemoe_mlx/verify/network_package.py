@@ -120,6 +120,8 @@ def read_network(path: Path, resources: Path | None = None) -> NetworkPackage:
 
 
 def _check_model(spec: Model_pb2.Model) -> None:
+    if spec.WhichOneof("Type") == "mlProgram":
+        raise UnknownContent("it is an ML Program without its weight file: export it again")
     if spec.WhichOneof("Type") != "neuralNetwork":
         raise UnknownContent(
             f"it is a model of the kind '{spec.WhichOneof('Type')}', not a NeuralNetwork"

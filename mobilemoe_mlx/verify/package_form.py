@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml import custom_layer_contract as contract
 from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.coreml.metadata import user_defined
+from mobilemoe_mlx.coreml.options import TARGETS
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.verify.layer_weights import check_layer_weights
 from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
@@ -27,6 +29,7 @@ class SavedPackage(Protocol):
     context: int
     user_defined: dict[str, str]  # the metadata that an export leaves, without its prefix
     arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated
+    facts: dict[str, Any]  # what it is, by its program alone: form, context, prefill_block, logits
 
     def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
         """Compare its weights with the checkpoint's, bit for bit."""
@@ -47,13 +50,20 @@ class CoreOpsPackage:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._package = read_package(path)
-        missing = {names.PREFILL, names.DECODE} - set(self._package.functions)
-        if missing:
-            raise UserError(
-                f"{path} has no function {' or '.join(sorted(missing))}: not an export."
-            )
+        functions = sorted(self._package.functions)
+        if functions != sorted((names.PREFILL, names.DECODE)):
+            raise UserError(f"{path} has the functions {', '.join(functions)}: not an export.")
         self.user_defined = user_defined(self._package.metadata.user_defined)
-        self.context = self._package.signatures[names.DECODE].states[names.KEY_CACHE].shape[2]
+        prefill = self._package.signatures[names.PREFILL]
+        self.context = prefill.states[names.KEY_CACHE].shape[2]
+        systems = {version: name for name, version in TARGETS.items()}
+        self.facts = {
+            "form": self.form,
+            "target": systems.get(self._package.spec_version),
+            "context": self.context,
+            "prefill_block": prefill.inputs[names.TOKENS].shape[1],
+            "logits": "last" if names.LENGTH in prefill.inputs else "all",
+        }
 
     def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
         """Compare its weights with the checkpoint's, bit for bit."""
@@ -80,6 +90,14 @@ class CustomLayerPackage:
         self._package = read_network(path)
         self.user_defined = user_defined(self._package.user_defined)
         self.context = self._package.inputs[names.KEY_CACHE].shape[2]
+        (head,) = self._package.layers_of(contract.HEAD)
+        self.facts = {
+            "form": self.form,
+            "target": "iOS13",
+            "context": self.context,
+            "prefill_block": self._package.inputs[names.TOKENS].sizes[0][1],
+            "logits": head.parameters["logits"],
+        }
 
     def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
         """Compare its weights with the checkpoint's, bit for bit."""

@@ -63,7 +63,9 @@ def verify_package(
             f"The prompt has {len(tokens)} tokens, and the package's context is {saved.context}."
         )
     say("files and weights")
-    files, weights = check_files(path), saved.check_weights(checkpoint)
+    stops = {"bos": checkpoint.args.bos_token_id, "eos": list(checkpoint.args.eos_token_id)}
+    files = check_files(path, {**saved.facts, "tokens": stops})
+    weights = saved.check_weights(checkpoint)
     model = _reference(folder, checkpoint)
     reports = []
     greedy = None
@@ -97,6 +99,12 @@ def _check_same_model(saved: SavedPackage, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"{saved.path}: its description of the model is damaged: {error}."
         ) from None
+    for name, value in saved.facts.items():
+        if saved.user_defined.get(name) != str(value):
+            raise UserError(
+                f"{saved.path} says of itself {name} {saved.user_defined.get(name)}, but its "
+                f"program is of {value}: export it again."
+            )
     if args != checkpoint.args:
         mine, theirs = args.to_dict(), checkpoint.args.to_dict()
         name = next(n for n in mine if mine[n] != theirs.get(n))

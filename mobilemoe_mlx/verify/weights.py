@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -63,7 +64,26 @@ def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
             elif not _already(seen, name, actual):
                 value = np.asarray(package.value(actual))
                 problems += _table_difference(function, name, value, table)
+    problems += _unused(package)
     return WeightsReport(tensors, nbytes, tuple(problems))
+
+
+def _unused(package: Package) -> list[str]:
+    """Blobs of the weight file that no operation names."""
+    if package.weights is None:
+        return []
+    used = {
+        argument.blob
+        for function in package.functions.values()
+        for operation in function.operations
+        for argument in chain(operation.attributes.values(), *operation.inputs.values())
+        if isinstance(argument, Constant)
+    }
+    return [
+        f"weight.bin has {blob.nbytes} bytes at {blob.offset} that no operation uses"
+        for blob in package.weights.blobs()
+        if blob.offset not in used
+    ]
 
 
 def _already(seen: dict[str, list[Constant]], name: str, constant: Constant) -> bool:
