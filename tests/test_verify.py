@@ -12,10 +12,11 @@ import pytest
 from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.compare.values import LayerValues, Trace
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.verify.cases import CaseReport
+from mobilemoe_mlx.verify.cases import Case, CaseReport, compare_case
 from mobilemoe_mlx.verify.report import VerifyReport
 from mobilemoe_mlx.verify.session import Call, plan
 from mobilemoe_mlx.verify.tolerance import FLOAT16_ROUNDING
@@ -281,6 +282,93 @@ def test_checksums_catch_too(good: Path, int4_folder: Path, tmp_path: Path) -> N
     assert "tokenizer.json has" in problems
     assert "stowaway is in the package" in problems
     assert "chat_template.jinja is missing" in problems
+
+
+def with_resources(package: Path, folder: Path) -> Path:
+    """A copy of an export, package and resources, in `folder`."""
+    for path in package.parent.iterdir():
+        shutil.copytree(path, folder / path.name)
+    return folder / package.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("context", 54), ("logits", "all"), ("tokens", {"bos": 1, "eos": [0]})]
+)
+def test_the_manifest_must_be_of_this_package(
+    good: Path, int4_folder: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    """An app feeds what the manifest says, which no checksum covers."""
+    package = with_resources(good, tmp_path)
+    path = tmp_path / "S-resources" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {name: value}))
+    report = verify_package(package, int4_folder, cases=[], greedy_tokens=0)
+    assert not report.passed
+    assert any(f"manifest.json says {name}" in problem for problem in report.files.problems)
+
+
+def test_the_description_must_be_of_this_program(mutable: Path, int4_folder: Path) -> None:
+    spec = Model_pb2.Model()
+    spec.ParseFromString(spec_path(mutable).read_bytes())
+    spec.description.metadata.userDefined["mobilemoe.prefill_block"] = "32"
+    spec_path(mutable).write_bytes(spec.SerializeToString())
+    with pytest.raises(UserError, match="says of itself prefill_block 32, but its program is of 1"):
+        verify_package(mutable, int4_folder)
+
+
+def test_weights_that_nothing_uses_are_found(mutable: Path, int4_folder: Path) -> None:
+    path, offset = place_of(mutable, "layers_1_moe_norm", "val")
+    raw = bytearray(path.read_bytes())
+    blob = raw[offset - 64 : offset + 256]
+    blob[16:24] = (len(raw) + 64).to_bytes(8, "little")  # where its data is
+    raw[0:4] = (int.from_bytes(raw[0:4], "little") + 1).to_bytes(4, "little")
+    path.write_bytes(raw + blob)
+    report = verify_package(mutable, int4_folder, cases=[], greedy_tokens=0)
+    assert report.weights.problems == (
+        f"weight.bin has 256 bytes at {len(raw)} that no operation uses",
+    )
+
+
+def test_a_package_without_its_weight_file(mutable: Path, int4_folder: Path) -> None:
+    shutil.rmtree(spec_path(mutable).with_name("weights"))
+    with pytest.raises(UserError, match="without its weight file"):
+        verify_package(mutable, int4_folder)
+
+
+# -- differences in routing --------------------------------------------------------------------
+
+
+def routed_otherwise(gap: float, later_error: float) -> CaseReport:
+    """Of 8 tokens the fourth takes another second expert, by a gap of `gap` in its score.
+
+    The logits of the tokens after it differ by `later_error`.
+    """
+    random = np.random.default_rng(0)
+    scores = np.tile(np.array([0.9, 0.5 + gap, 0.5, 0.1], np.float32), (8, 1))
+    experts = np.tile(np.array([0, 1]), (8, 1))
+    hidden = random.normal(size=(8, 4)).astype(np.float32)
+    logits = random.normal(size=(8, 32)).astype(np.float32)
+    other_experts, other_logits = experts.copy(), logits.copy()
+    other_experts[3, 1] = 2
+    other_logits[4:] += np.float32(later_error)
+    reference = Trace([LayerValues(hidden, scores, experts)], logits)
+    measured = Trace([LayerValues(hidden, scores, other_experts)], other_logits)
+    case = Case("short", [0] * 8, 4)
+    return compare_case(case, measured, reference, list(range(8)), "float32")
+
+
+def test_a_near_tie_may_fall_otherwise() -> None:
+    report = routed_otherwise(gap=1e-6, later_error=1e-3)
+    assert report.passed
+    assert report.judged_rows == 3
+
+
+def test_a_clear_choice_may_not() -> None:
+    assert not routed_otherwise(gap=1e-3, later_error=0.0).passed
+
+
+def test_a_near_tie_hides_no_mistake_behind_it() -> None:
+    assert not routed_otherwise(gap=1e-6, later_error=0.1).passed
 
 
 # -- the command and its mistakes -------------------------------------------------------------

@@ -22,6 +22,7 @@ from mobilemoe_mlx.verify.tolerance import FLOAT32_SCORE, Limit, limit
 
 CASES = ("short", "long", "full")
 
+_ATTEMPTS = 3  # of sequences whose first logits a near tie reaches
 _DECODED = 4  # tokens after the prompt that go through decode
 
 
@@ -75,12 +76,23 @@ def make_case(name: str, session: Session, seed: int = 0) -> Case:
     return Case(name, tokens.tolist(), prompt)
 
 
-def run_case(case: Case, session: Session, model: Model, arithmetic: str) -> CaseReport:
-    """Run `case` in the package's `session` and in `model`, and compare."""
-    measured, rows = run(session, case.tokens, case.prompt)
-    reference = trace_mlx(model, case.tokens, rows)
-    mx.clear_cache()
-    return compare_case(case, measured, reference, rows, arithmetic)
+def run_case(
+    name: str, session: Session, model: Model, arithmetic: str, seed: int = 0
+) -> CaseReport:
+    """Run the case `name` in the package's `session` and in `model`, and compare.
+
+    Where a near tie before the first logits leaves none to judge, which a right package gives for
+    one in thousands of sequences, the tokens of the next seeds are taken.
+    """
+    for attempt in range(_ATTEMPTS):
+        case = make_case(name, session, seed + attempt)
+        measured, rows = run(session, case.tokens, case.prompt)
+        reference = trace_mlx(model, case.tokens, rows)
+        mx.clear_cache()
+        report = compare_case(case, measured, reference, rows, arithmetic)
+        if report.judged_rows or not report.routing_explained:
+            break
+    return report
 
 
 def compare_case(

@@ -18,7 +18,7 @@ from mobilemoe_mlx.layout import Layout
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
-from mobilemoe_mlx.verify.cases import CASES, make_case, run_case
+from mobilemoe_mlx.verify.cases import CASES, run_case
 from mobilemoe_mlx.verify.files import check_files
 from mobilemoe_mlx.verify.greedy import compare_greedy
 from mobilemoe_mlx.verify.package_form import SavedPackage, open_saved
@@ -73,8 +73,7 @@ def verify_package(
         session = saved.session(checkpoint.args, arithmetic)
         for name in cases:
             say(f"{name} in {arithmetic} arithmetic")
-            case = make_case(name, session, seed)
-            reports.append(run_case(case, session, model, arithmetic))
+            reports.append(run_case(name, session, model, arithmetic, seed))
         if arithmetic == saved.arithmetics[-1] and greedy_tokens:
             say("greedy text")
             greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
