@@ -146,6 +146,7 @@ def args_of(file: Golden) -> ModelArgs:
         "normalize": "norm_topk_prob",
         "qk_norm": "use_qk_norm",
         "norm_eps": "rms_norm_eps",
+        "qk_norm_eps": "rms_norm_eps",  # the later one counts; see `with_norm_eps`
     }
     sizes = {
         "hidden_size": p["hidden_size"],
@@ -172,6 +173,12 @@ def published(file: Golden, kind: str, prefix: str = "weights") -> dict[str, np.
         for entry, array in zip(entries, file.entries(prefix), strict=True)
         if entry.tensor
     }
+
+
+def with_norm_eps(norm: Any, file: Golden) -> Any:
+    """The models have one epsilon for all norms, the files two."""
+    norm.eps = file.parameters["norm_eps"]
+    return norm
 
 
 def mlx_model(file: Golden) -> Model:
@@ -212,7 +219,8 @@ def mlx_outputs(file: Golden, case: str) -> dict[str, np.ndarray]:
         )
         cache.update_and_fetch(*(mx.array(array)[None] for array in rows))
     mask = create_attention_mask(residual, cache)
-    out = residual + layer.self_attn(layer.input_layernorm(residual), mask, cache)
+    norm = with_norm_eps(layer.input_layernorm, file)
+    out = residual + layer.self_attn(norm(residual), mask, cache)
     end = position + residual.shape[1]
     return {
         "residual": np.array(out)[0],
@@ -266,8 +274,9 @@ def test_pytorch_computes_the_same_attention(name: str, case: str) -> None:
     layer = torch_model.DecoderLayer(args_of(file))
     load_into(layer, file)
     residual = torch.from_numpy(file.inputs(case)["residual"])[None]
+    norm = with_norm_eps(layer.input_layernorm, file)
     with torch.no_grad():
-        out = (residual + layer.self_attn(layer.input_layernorm(residual)))[0].numpy()
+        out = (residual + layer.self_attn(norm(residual)))[0].numpy()
     assert TensorError.between(out, file.outputs(case)["residual"]).max < FLOAT32_LIMIT
 
 
@@ -392,6 +401,11 @@ WRONG_PARAMETERS: dict[str, tuple[str, Any, str]] = {
     "weights normalised": ("normalize", True, "experts-plain"),
     "weights not scaled": ("weight_scale", 1.0, "experts"),
     "fewer experts": ("experts_per_token", 2, "experts"),
+    "no epsilon, attention": ("norm_eps", 0.0, "attention"),
+    "no epsilon, experts": ("norm_eps", 0.0, "experts"),
+    "no epsilon, head": ("norm_eps", 0.0, "head-all"),
+    "no epsilon, q/k norm": ("qk_norm_eps", 0.0, "attention"),
+    "the other epsilon": ("qk_norm_eps", golden.NORM_EPS, "attention"),
 }
 
 
@@ -441,6 +455,23 @@ def test_a_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wrong_parameter_is_noticed(mistake: str) -> None:
     name, value, file = WRONG_PARAMETERS[mistake]
     assert max(errors(FILES[file], **{name: value})) > 10 * HALF_LIMIT
+
+
+def subnormals_are_zero(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    smallest = np.finfo(np.float16).smallest_normal
+    return _dequantize(codes, np.where(np.abs(scales) < smallest, np.float16(0), scales))
+
+
+@pytest.mark.parametrize("name", ["embedding", "attention", "attention-plain", "head-all"])
+def test_flushed_scales_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "dequantize", subnormals_are_zero)
+    file = FILES[name]
+    worst = max(
+        TensorError.between(flat(computed), flat(file.outputs(case)[output])).max
+        for case in file.cases
+        for output, computed in run(file, case).items()
+    )
+    assert worst > 10 * FLOAT32_LIMIT
 
 
 def test_ties_to_the_higher_index_are_noticed() -> None:
@@ -493,7 +524,7 @@ def in_half(file: Golden, case: str) -> np.ndarray:
         if e.name.endswith("_codes")
     }
     residual = half(file.inputs(case)["residual"])
-    x = residual / np.sqrt((residual**2).mean(-1, keepdims=True) + np.float32(1e-5)) * w[0]
+    x = residual / np.sqrt((residual**2).mean(-1, keepdims=True) + np.float32(p["norm_eps"])) * w[0]
     scores = 1 / (1 + np.exp(-(x @ w[1].T)))
     selected = np.argsort(-(scores + w[2]), axis=-1, kind="stable")[:, : p["experts_per_token"]]
     np.testing.assert_array_equal(selected, file.router(case)["experts"])
