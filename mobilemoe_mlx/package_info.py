@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import mobilemoe_mlx.coreml  # noqa: F401 # isort: skip (first, as it keeps coremltools quiet)
-from coremltools.proto import FeatureTypes_pb2, Model_pb2
+from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.accounting import Accounting, account
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.coreml import metadata, names
+from mobilemoe_mlx.coreml import custom_layer_contract as contract
+from mobilemoe_mlx.coreml import metadata, names, side_weights
+from mobilemoe_mlx.coreml.features import Feature, describe_features
 from mobilemoe_mlx.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.verify.mil_program import (
@@ -37,20 +39,7 @@ TABLES = "rotation tables"
 OTHER = "other constants"
 OVERHEAD = "headers and padding"
 BESIDE = "weights.bin in the resources"
-SIDE_FILE = "weights.bin"  # of custom-layer packages
 _KINDS = (LINEARS, EXPERTS, SCALES, FLOATS, TABLES, OTHER)
-
-_FEATURE_TYPES = {
-    number: name.lower() for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()
-}
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An input, output or state."""
-
-    dtype: str
-    shape: tuple[int | str, ...]  # "1..256" for a size that each call chooses
 
 
 @dataclass(frozen=True)
@@ -157,7 +146,7 @@ def describe_package(path: str | Path) -> PackageInfo:
         cache_type = "float16"
     else:
         functions, default = (_custom_layer_function(spec),), "main"
-        inside, beside = _layer_weights(spec, args), _side_file(path)
+        inside, beside = _layer_weights(spec), _side_file(path)
         weights = (*inside, *beside)
         program_bytes = model.stat().st_size - sum(kind.bytes for kind in inside)
         cache_type = "float32"
@@ -189,7 +178,10 @@ def _function(package: Package, name: str) -> FunctionInfo:
     return FunctionInfo(
         name=name,
         **{
-            kind: {n: Feature(t.dtype, t.shape) for n, t in getattr(signature, kind).items()}
+            kind: {
+                name: Feature(t.dtype, t.shape, t.shape)
+                for name, t in getattr(signature, kind).items()
+            }
             for kind in ("inputs", "outputs", "states")
         },
         operations=_counted(o.type for o in computing),
@@ -244,8 +236,8 @@ def _custom_layer_function(spec: Model_pb2.Model) -> FunctionInfo:
     described = spec.description
     return FunctionInfo(
         name="main",
-        inputs={f.name: _feature(f.type.multiArrayType) for f in described.input},
-        outputs={f.name: _feature(f.type.multiArrayType) for f in described.output},
+        inputs=describe_features(described.input),
+        outputs=describe_features(described.output),
         states={},
         operations=_counted(
             layer.custom.className or str(layer.WhichOneof("layer"))
@@ -255,33 +247,28 @@ def _custom_layer_function(spec: Model_pb2.Model) -> FunctionInfo:
     )
 
 
-def _feature(array: FeatureTypes_pb2.ArrayFeatureType) -> Feature:
-    ranges = array.shapeRange.sizeRanges
-    shape: tuple[int | str, ...] = tuple(array.shape)
-    if ranges:
-        shape = tuple(
-            r.lowerBound if r.lowerBound == r.upperBound else f"{r.lowerBound}..{r.upperBound}"
-            for r in ranges
-        )
-    return Feature(_FEATURE_TYPES[array.dataType], shape)
-
-
-def _layer_weights(spec: Model_pb2.Model, args: ModelArgs) -> tuple[Weights, ...]:
-    """The weights that lie in the layers, by form and, for codes, by the size of an expert's."""
-    routed = args.num_local_experts * args.hidden_size * args.intermediate_size  # gate and up
+def _layer_weights(spec: Model_pb2.Model) -> tuple[Weights, ...]:
+    """The weights that lie in the layers."""
     sizes: dict[str, list[int]] = {kind: [] for kind in _KINDS}
     for layer in spec.neuralNetwork.layers:
-        for weight in layer.custom.weights:
-            codes = len(weight.rawValue)
-            sizes[EXPERTS if codes in (routed, routed // 2) else LINEARS].append(codes)
-            sizes[SCALES].append(len(weight.float16Value))
-            sizes[FLOATS].append(4 * len(weight.floatValue))
-    filled = {kind: [size for size in found if size] for kind, found in sizes.items()}
-    return tuple(Weights(kind, len(f), sum(f)) for kind, f in filled.items() if f)
+        layer_class = contract.CLASSES.get(layer.custom.className)
+        entries = layer_class.entries if layer_class else ()
+        for entry, weight in zip(entries, layer.custom.weights, strict=False):
+            size = len(weight.rawValue) + len(weight.float16Value) + 4 * len(weight.floatValue)
+            sizes[_kind_of_entry(entry)].append(size)
+    return tuple(Weights(kind, len(f), sum(f)) for kind, f in sizes.items() if f)
+
+
+def _kind_of_entry(entry: contract.Entry) -> str:
+    if entry.dtype == "uint8":
+        return EXPERTS if "experts" in entry.shape else LINEARS
+    if not entry.tensor:  # the periods of the rotation
+        return TABLES
+    return SCALES if entry.dtype == "float16" else FLOATS
 
 
 def _side_file(package: Path) -> tuple[Weights, ...]:
-    path = package.with_name(resources_name(package)) / SIDE_FILE
+    path = package.with_name(resources_name(package)) / side_weights.NAME
     return (Weights(BESIDE, 1, path.stat().st_size),) if path.is_file() else ()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +15,22 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from coremltools.converters.mil.frontend.milproto.load import load as load_mil
+from small_model import small_args
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.checkpoint_check import open_checkpoint
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.convert import convert
+from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.coreml import package as package_module
 from mobilemoe_mlx.coreml.metadata import Credits
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.model import rope_periods
+from mobilemoe_mlx.random_checkpoint import write_random_checkpoint
+from mobilemoe_mlx.verify.mil_program import read_package
+from mobilemoe_mlx.verify.session import MLProgramSession
 
 OPTIONS = ExportOptions(context=64, prefill_block=16)
 
@@ -177,6 +185,7 @@ def test_resources_and_manifest(package: Path, int4_folder: Path) -> None:
     assert set(manifest["functions"]) == {"prefill", "decode"}
     assert manifest["functions"]["decode"]["states"]["key_cache"] == {
         "shape": [2, 2, 64, 16],
+        "least": [2, 2, 64, 16],
         "dtype": "float16",
     }
     # 2 caches x 2 layers x 2 heads x 64 positions x 16 features x 2 bytes
@@ -237,7 +246,7 @@ def test_targets(int4_folder: Path, tmp_path: Path, target: str, version: int) -
     ("changes", "words"),
     [
         ({"context": 257}, ["257", "256", "max_position_embeddings"]),
-        ({"context": 1}, ["--context"]),
+        ({"context": 3}, ["--context"]),
         ({"prefill_block": 65}, ["--prefill-block", "64"]),
         ({"prefill_block": 1}, ["--prefill-block"]),
         ({"target": "iOS17"}, ["states", "iOS 18"]),
@@ -247,6 +256,7 @@ def test_targets(int4_folder: Path, tmp_path: Path, target: str, version: int) -
         ({"logits": "some"}, ["--logits"]),
         ({"moe": "magic"}, ["--moe"]),
         ({"weights_beside": True}, ["--weights-beside", "custom-layer"]),
+        ({"moe": "custom-layer", "target": "iOS26"}, ["--target iOS26", "iOS 13"]),
     ],
 )
 def test_impossible_options(
@@ -301,6 +311,79 @@ def test_too_little_disk_space(
     with pytest.raises(UserError, match="GB free"):
         export_coreml(int4_folder, tmp_path / "deep" / "er" / "x.mlpackage", OPTIONS)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_beyond_a_16_bit_index() -> None:
+    args = small_args(num_local_experts=4096, num_experts_per_tok=8, max_position_embeddings=8192)
+    with pytest.raises(UserError, match="159,712 rows"):
+        ExportOptions(context=8192, prefill_block=4095).check(args)
+    ExportOptions(context=8192, prefill_block=256).check(args)
+    ExportOptions("custom-layer", context=8192, prefill_block=4095).check(args)
+
+
+def test_positions_beyond_a_16_bit_index(tmp_path: Path) -> None:
+    """65,536 and later positions of a long context, through both functions."""
+    args = small_args(num_hidden_layers=1, max_position_embeddings=131_072)
+    write_random_checkpoint(tmp_path / "long", args, quantized=True)
+    options = ExportOptions(context=65_600, prefill_block=16)
+    package = export_coreml(tmp_path / "long", tmp_path / "l.mlpackage", options).package
+    session = MLProgramSession(read_package(package), args, "float32")
+    session.reset()
+    angles = [np.cos((65_540 + t) / rope_periods(args).astype(np.float64)) for t in range(2)]
+    assert np.allclose(read_constant(package, names.ROPE_COS)[65_540:65_542], angles, atol=1e-6)
+    logits = [session.feed([5, 6], 65_540).logits, session.feed([7], 65_542).logits]
+    assert all(np.isfinite(row).all() for row in logits)
+
+
+def read_constant(package: Path, name: str) -> np.ndarray:
+    saved = read_package(package)
+    (operation,) = [o for o in saved.functions["decode"].operations if o.name == name]
+    return np.asarray(saved.value(operation.attributes["val"]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits of file sizes")
+@pytest.mark.parametrize(
+    ("moe", "limit"), [("core-ops", 50_000), ("core-ops", 150_000), ("custom-layer", 50_000)]
+)
+def test_a_disk_that_fills_while_the_package_is_written(
+    int4_folder: Path, tmp_path: Path, moe: str, limit: int
+) -> None:
+    """The real writers meet a limit of the size of files: of the weights, then of the program."""
+    program = (
+        "import resource, sys; from mobilemoe_mlx.cli.main import main;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["export", "coreml", str(int4_folder), str(tmp_path / "x.mlpackage"), "--moe", moe]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--context", "32", "--prefill-block", "8"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"mobilemoe: {tmp_path / 'x.mlpackage'} could not be written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_restoration_that_fails_keeps_the_earlier_export(
+    int4_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "x.mlpackage"
+    export_coreml(int4_folder, out, OPTIONS)
+    before = (out / "Manifest.json").read_bytes()
+
+    def fail_at_the_package(source: Path, target: Path, moved: list) -> None:
+        if target == out:
+            monkeypatch.setattr(package_module.os, "rename", full_disk)
+            raise OSError(5, "Input/output error")
+        package_module.os.rename(source, target)
+        moved.append((source, target))
+
+    monkeypatch.setattr(package_module, "_move", fail_at_the_package)
+    with pytest.raises(UserError, match=r"it is in .*/old"):
+        export_coreml(int4_folder, out, OPTIONS, force=True)
+    (kept,) = tmp_path.glob(".*/old/x.mlpackage/Manifest.json")
+    assert kept.read_bytes() == before
 
 
 def full_disk(*_: object, **__: object) -> None:

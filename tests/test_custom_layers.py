@@ -21,6 +21,7 @@ from mobilemoe_mlx.checkpoint_check import open_checkpoint
 from mobilemoe_mlx.compare.torch_model import rope_frequencies
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
 from mobilemoe_mlx.coreml.custom_layers import build_custom_layer_model, write_custom_layer_model
+from mobilemoe_mlx.coreml.metadata import Credits
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import open_source
 from mobilemoe_mlx.random_checkpoint import write_random_checkpoint
@@ -277,15 +278,20 @@ def test_coremltools_reads_the_package_back(
     path = tmp_path / "X.mlpackage"
     source = open_source(int4_folder)
     options = ExportOptions("custom-layer", CONTEXT, BLOCK, weights_beside=beside)
-    write_custom_layer_model(source, options, path, tmp_path)
+    credit = Credits("Ada", "Some licence")
+    written = write_custom_layer_model(source, options, credit, path, tmp_path)
     (tmp_path / "again").mkdir()
     assert {p.name for p in tmp_path.iterdir()} - {"weights.bin", "again"} == {path.name}
     spec = ct.utils.load_spec(str(path))
+    assert spec == written
+    assert spec.description.metadata.author == "Ada"
+    assert spec.description.metadata.license == "Some licence"
+    spec.description.ClearField("metadata")
     limit = 0 if beside else 1_000_000
     built = build(int4_folder, tmp_path / "again", max_inline_bytes=limit)
     assert spec == built
     model = ct.models.MLModel(str(path), skip_model_load=True)
-    assert model.get_spec() == built
+    assert model.get_spec() == written
     layers = ct.models.utils._get_custom_layers(built)
     assert len(layers) == len(built.neuralNetwork.layers) == sum(CLASSES.values())
     names = [layer.custom.className for layer in layers]

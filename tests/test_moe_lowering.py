@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import coremltools as ct
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, types
-from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.coreml import moe_lowering
+from mobilemoe_mlx.coreml import expert_blocks, moe_lowering
 from mobilemoe_mlx.coreml.int4_matmul import packed_matmul
+from mobilemoe_mlx.coreml.save_program import save_program
 from mobilemoe_mlx.verify.mil_evaluator import Evaluator
 from mobilemoe_mlx.verify.mil_program import read_package
 
@@ -82,17 +83,7 @@ def build(moe: Moe, tokens: int, norm: bool = True) -> Program:
 
 
 def save(program: Program, folder: Path) -> Evaluator:
-    pipeline = PassPipeline.EMPTY
-    pipeline.passes = [moe_lowering.PASS, "common::dead_code_elimination"]
-    ct.convert(
-        program,
-        convert_to="mlprogram",
-        compute_precision=ct.precision.FLOAT32,
-        minimum_deployment_target=ct.target.iOS18,
-        pass_pipeline=pipeline,
-        package_dir=str(folder / "moe.mlpackage"),
-        skip_model_load=True,
-    )
+    save_program(program, folder / "moe.mlpackage", "iOS18")
     return Evaluator(read_package(folder / "moe.mlpackage"), "float32")
 
 
@@ -210,44 +201,58 @@ def test_experts_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     program = build(moe, 37)
     evaluator = save(program, tmp_path)
     turns = sum(op.type == "stack" for op in evaluator.package.functions["main"].operations)
-    blocks = moe_lowering.most_blocks(37, K, E, moe_lowering.BLOCK_ROWS)
-    assert turns == 2 * -(-blocks // 3)  # gate_up and down, three blocks at a time
+    blocks = expert_blocks.most_blocks(37, K, E, expert_blocks.block_rows(37))
+    assert blocks > 6
+    assert turns == 2 * -(-blocks // 3)  # gate_up and down, at most three blocks at a time
     assert close(run(evaluator, x)[0], reference(moe, x)[0])
 
 
 def test_another_lowering_is_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
 
-    def every_token_alone(op, routing, x16):
+    def all_experts(op, routing, x16):
+        """Every expert for every token, and weights of 0 for those that are not selected."""
         called.append(op.name)
-        return moe_lowering.sorted_blocks(op, routing, x16)
+        everyone = np.arange(E, dtype=np.uint16)
+        indices = mb.gather(x=everyone, indices=mb.cast(x=everyone, dtype="int32"), axis=0)
+        x = mb.tile(x=mb.expand_dims(x=x16, axes=[0]), reps=[E, 1, 1])
+        y = mb.cast(x=moe_lowering._experts(op, x, indices), dtype="fp32")  # [E, T, D]
+        shares = mb.mul(x=routing.one_hot, y=mb.expand_dims(x=routing.weights, axes=[2]))
+        shares = mb.reduce_sum(x=shares, axes=[1], keep_dims=False)  # [T, E]
+        shares = mb.expand_dims(x=mb.transpose(x=shares, perm=[1, 0]), axes=[2])
+        return mb.reduce_sum(x=mb.mul(x=y, y=shares), axes=[0], keep_dims=False)
 
-    monkeypatch.setitem(moe_lowering.LOWERINGS, "gathered", every_token_alone)
+    few = moe_lowering.Lowering(all_experts, lambda op: 1 < op.x.shape[0] < 4)
+    monkeypatch.setattr(moe_lowering, "LOWERINGS", (few, *moe_lowering.LOWERINGS))
     moe = make_moe()
-    x = np.random.default_rng(1).normal(size=(1, D)).astype(np.float32)
-    assert close(run(save(build(moe, 1), tmp_path), x)[0], reference(moe, x)[0])
+    x = np.random.default_rng(1).normal(size=(3, D)).astype(np.float32)
+    assert close(run(save(build(moe, 3), tmp_path), x)[0], reference(moe, x)[0])
     assert called == ["layers_0_moe"]
 
 
-def test_most_blocks_is_enough_and_reached() -> None:
-    rng = np.random.default_rng(0)
-    for tokens, top_k, experts, rows in [
-        (7, 2, 5, 4),
-        (16, 4, 60, 16),
-        (40, 3, 6, 8),
-        (1, 2, 9, 4),
-    ]:
-        most = moe_lowering.most_blocks(tokens, top_k, experts, rows)
-        seen = 0
-        for _ in range(300):
-            weights = rng.exponential(size=experts) ** 3
-            counts = np.zeros(experts, int)
-            for _ in range(tokens):
-                chosen = rng.choice(experts, top_k, replace=False, p=weights / weights.sum())
-                counts[chosen] += 1
-            seen = max(seen, int(np.ceil(counts / rows).sum()))
-        assert seen <= most
-        assert most <= top_k * tokens  # never more blocks than pairs
+def blocks_of(counts: list[int], rows: int) -> int:
+    return sum(-(-count // rows) for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "top_k", "experts", "rows"), [(7, 2, 5, 4), (6, 3, 6, 2), (3, 2, 9, 4), (5, 1, 3, 2)]
+)
+def test_most_blocks_is_enough_and_reached(
+    tokens: int, top_k: int, experts: int, rows: int
+) -> None:
+    """Against every way in which tokens can be shared out among the experts."""
+
+    def shared_out(pairs: int, experts: int) -> Iterator[list[int]]:
+        if experts == 1:
+            if pairs <= tokens:  # an expert has a token once
+                yield [pairs]
+            return
+        for count in range(min(pairs, tokens) + 1):
+            for rest in shared_out(pairs - count, experts - 1):
+                yield [count, *rest]
+
+    seen = max(blocks_of(counts, rows) for counts in shared_out(tokens * top_k, experts))
+    assert seen == expert_blocks.most_blocks(tokens, top_k, experts, rows)
 
 
 @pytest.mark.parametrize("arithmetic", ["declared", "float32"])

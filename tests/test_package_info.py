@@ -9,7 +9,7 @@ from pathlib import Path
 
 import coremltools as ct
 import pytest
-from coremltools.proto import FeatureTypes_pb2, Model_pb2
+from coremltools.proto import Model_pb2
 from small_model import small_args
 
 from mobilemoe_mlx.accounting import account
@@ -75,7 +75,8 @@ def test_says_what_was_asked_for(info: PackageInfo) -> None:
     assert (info.context, info.prefill_block, info.logits) == (CONTEXT, BLOCK, "last")
     assert info.quantization["format"] == "mobilemoe-int4-g32"
     assert {info.args.hidden_size, info.args.num_hidden_layers} == {64, 3}
-    assert info.accounting == account(info.args, CONTEXT)
+    routed = 3 * 12 * 3 * 64 * 32  # layers, experts, matrices
+    assert info.accounting.total_parameters > routed
 
 
 def test_functions_are_those_that_coremltools_describes(info: PackageInfo, package: Path) -> None:
@@ -170,7 +171,11 @@ def test_json_has_everything(package: Path, capsys: pytest.CaptureFixture[str]) 
     assert main.main(["info", str(package), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["form"] == "core-ops"
-    assert record["functions"][0]["inputs"]["position"] == {"dtype": "int32", "shape": [1]}
+    assert record["functions"][0]["inputs"]["position"] == {
+        "dtype": "int32",
+        "shape": [1],
+        "least": [1],
+    }
     assert sum(kind["bytes"] for kind in record["weights"]) == record["weight_bytes"]
     assert record["total_parameters"] == account(ARGS).total_parameters
     assert record["config"]["hidden_size"] == 64
@@ -231,43 +236,38 @@ def test_a_damaged_manifest_is_refused(package: Path, tmp_path: Path) -> None:
             describe_package(copy)
 
 
-def test_a_custom_layer_package_as_the_contract_has_it(package: Path, tmp_path: Path) -> None:
-    """A NeuralNetwork model written here by hand: flexible tokens, raw codes, a side file."""
-    copy = copied(package, tmp_path)
-    fields = dict(spec_of(copy).description.metadata.userDefined)
-    spec = Model_pb2.Model(specificationVersion=4)
-    spec.description.metadata.userDefined.update(fields | {"mobilemoe.form": "custom-layer"})
-    tokens = spec.description.input.add(name="tokens").type.multiArrayType
-    tokens.dataType = FeatureTypes_pb2.ArrayFeatureType.INT32
-    tokens.shape.append(1)
-    tokens.shapeRange.sizeRanges.add(lowerBound=1, upperBound=BLOCK)
-    logits = spec.description.output.add(name="logits").type.multiArrayType
-    logits.dataType = FeatureTypes_pb2.ArrayFeatureType.FLOAT32
-    logits.shape.extend([1, 96])
-    routed = 12 * 64 * 32
-    for name, codes in (("MobileMoEEmbedding", [3072]), ("MobileMoEExperts", [routed, 8192])):
-        layer = spec.neuralNetwork.layers.add(name=name).custom
-        layer.className = name
-        for size in codes:
-            layer.weights.add(rawValue=bytes(size))
-            layer.weights.add(float16Value=bytes(size // 8))
-        layer.weights.add(floatValue=[1.0] * 64)
-    model_file(copy).write_bytes(spec.SerializeToString())
-    (tmp_path / "Small-resources" / "weights.bin").write_bytes(bytes(1000))
-
-    info = describe_package(copy)
-    assert info.form == "custom-layer"
+@pytest.mark.parametrize("beside", [False, True])
+def test_custom_layer_packages(package: Path, tmp_path: Path, beside: bool) -> None:
+    path = tmp_path / "Layers.mlpackage"
+    options = ExportOptions(
+        "custom-layer", context=CONTEXT, prefill_block=BLOCK, weights_beside=beside
+    )
+    export_coreml(package.parent / "checkpoint", path, options)
+    info = describe_package(path)
+    assert (info.form, info.target, info.specification_version) == ("custom-layer", "iOS13", 4)
     (function,) = info.functions
     assert function.name == info.default_function == "main"
-    assert function.inputs["tokens"].shape == (f"1..{BLOCK}",)
-    assert function.outputs["logits"].dtype == "float32"
-    assert function.operations == {"MobileMoEEmbedding": 1, "MobileMoEExperts": 1}
-    assert {kind.kind: kind.bytes for kind in info.weights} == {
-        LINEARS: 3072 + 8192,
-        EXPERTS: routed,
-        SCALES: (3072 + routed + 8192) // 8,
-        FLOATS: 2 * 64 * 4,
-        BESIDE: 1000,
+    assert str(function.inputs["tokens"]) == f"int32 [1..{BLOCK}]"
+    assert str(function.outputs["new_keys"]) == f"float32 [3, 2, 1..{BLOCK}, 32]"
+    assert str(function.outputs["logits"]) == "float32 [1, 96]"
+    assert function.operations == {
+        "MobileMoEAttention": 3,
+        "MobileMoEExperts": 3,
+        "MobileMoECacheRows": 2,
+        "MobileMoEEmbedding": 1,
+        "MobileMoEHead": 1,
     }
-    in_the_model = info.weight_bytes - 1000
-    assert 0 < info.program_bytes == model_file(copy).stat().st_size - in_the_model
+    sizes = {kind.kind: kind.bytes for kind in info.weights}
+    if beside:
+        assert sizes == {BESIDE: (tmp_path / "Layers-resources" / "weights.bin").stat().st_size}
+    else:  # the same weights as the other form has, with periods in place of tables
+        core_ops = {kind.kind: kind.bytes for kind in describe_package(package).weights}
+        for kind in (LINEARS, EXPERTS, SCALES, FLOATS):
+            assert sizes[kind] == core_ops[kind]
+        assert sizes[TABLES] == 3 * (32 // 2) * 4
+    assert info.key_value_cache_bytes == 2 * 3 * 2 * CONTEXT * 32 * 4
+    inside = 0 if beside else info.weight_bytes
+    assert 0 < info.program_bytes == model_file(path).stat().st_size - inside
+    manifest = json.loads((tmp_path / "Layers-resources" / "manifest.json").read_text())
+    tokens = manifest["functions"]["main"]["inputs"]["tokens"]
+    assert tokens == {"dtype": "int32", "shape": [BLOCK], "least": [1]}

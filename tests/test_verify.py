@@ -12,14 +12,16 @@ import pytest
 from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.compare.measures import TensorError
 from mobilemoe_mlx.compare.values import LayerValues, Trace
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.verify.cases import Case, CaseReport, compare_case
+from mobilemoe_mlx.verify.greedy import GreedyReport
 from mobilemoe_mlx.verify.report import VerifyReport
 from mobilemoe_mlx.verify.session import Call, plan
-from mobilemoe_mlx.verify.tolerance import FLOAT16_ROUNDING
+from mobilemoe_mlx.verify.tolerance import FLOAT16_ROUNDING, limit
 from mobilemoe_mlx.verify.verify import verify_package
 from mobilemoe_mlx.verify.weight_file import WeightFile
 
@@ -201,8 +203,8 @@ def lowest_scores_first(package: Path) -> None:
     edit_program(package, edit, ("prefill", "decode"))
 
 
-def ties_do_not_matter(ops) -> None:
-    """Not a mistake that random scores show: it is the control of the mutations."""
+def nothing(ops) -> None:
+    """The control of the mutations."""
 
 
 IN_WEIGHTS = [
@@ -230,7 +232,7 @@ def float32_case(report: VerifyReport) -> CaseReport:
 
 
 def test_an_unchanged_copy_passes(mutable: Path, int4_folder: Path) -> None:
-    edit_program(mutable, ties_do_not_matter, ("prefill", "decode"))
+    edit_program(mutable, nothing, ("prefill", "decode"))
     report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
     assert report.passed
     assert not report.files.manifest
@@ -333,6 +335,32 @@ def test_a_package_without_its_weight_file(mutable: Path, int4_folder: Path) -> 
     shutil.rmtree(spec_path(mutable).with_name("weights"))
     with pytest.raises(UserError, match="without its weight file"):
         verify_package(mutable, int4_folder)
+
+
+@pytest.mark.parametrize("mutate", [swapped_in_decode, swapped_in_prefill])
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("case", ["short", "long", "full"])
+def test_every_case_of_the_smallest_context_runs_both_functions(
+    int4_folder: Path, tmp_path: Path, mutate: Callable[[Path], None], block: int, case: str
+) -> None:
+    options = ExportOptions(context=4, prefill_block=block)
+    package = export_coreml(int4_folder, tmp_path / "s.mlpackage", options).package
+    assert verify_package(package, int4_folder, cases=[case], greedy_tokens=2, prompt="a").passed
+    shutil.rmtree(tmp_path / "s-resources")
+    mutate(package)
+    report = verify_package(package, int4_folder, cases=[case], greedy_tokens=0, prompt="a")
+    assert not report.passed
+
+
+# -- greedy text -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gap", "passes"), [(1e-3, True), (7.0, False)])
+def test_greedy_texts_part_at_near_ties_only(gap: float, passes: bool) -> None:
+    """One wrong logit of 128,256 does not show in their mean error."""
+    error = TensorError(max=1e-3, mean=1e-4, cosine=1.0)
+    report = GreedyReport(4, (1, 2), (1, 3), error, gap, limit("declared", 20))
+    assert report.passed == passes
 
 
 # -- differences in routing --------------------------------------------------------------------

@@ -76,6 +76,7 @@ def test_manifest_and_command(
     assert manifest["form"] == "custom-layer"
     assert manifest["functions"]["main"]["inputs"]["key_cache"] == {
         "shape": [2, 2, 32, 16],
+        "least": [2, 2, 32, 16],
         "dtype": "float32",
     }
     assert manifest["sizes"]["key_value_cache"] == 2 * 2 * 2 * 32 * 16 * 4

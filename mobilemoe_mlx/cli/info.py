@@ -171,8 +171,7 @@ def _function_lines(function: FunctionInfo, default: str) -> Iterator[str]:
         ("output", function.outputs),
     ):
         for name, feature in features.items():
-            shape = ", ".join(map(str, feature.shape))
-            yield f"  {kind:<6}  {name:<11}  {feature.dtype} [{shape}]"
+            yield f"  {kind:<6}  {name:<11}  {feature}"
     yield f"  {sum(function.operations.values()):,} operations: {_counts(function.operations)}"
     if function.computed:
         yield f"  their results: {_counts(function.computed)}"

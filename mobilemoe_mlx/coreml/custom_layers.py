@@ -19,8 +19,9 @@ from coremltools.proto import FeatureTypes_pb2, Model_pb2, NeuralNetwork_pb2
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import names, side_weights
+from mobilemoe_mlx.coreml import metadata, names, side_weights
 from mobilemoe_mlx.coreml.custom_layer_contract import Entry, LayerClass
+from mobilemoe_mlx.coreml.disk_errors import disk_errors
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import to_numpy
 from mobilemoe_mlx.layout import cast
@@ -50,11 +51,16 @@ class _Layer:
 
 
 def write_custom_layer_model(
-    checkpoint: Checkpoint, options: ExportOptions, package: Path, resources: Path
-) -> None:
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    credit: metadata.Credits,
+    package: Path,
+    resources: Path,
+) -> Model_pb2.Model:
     """Write `package` (.mlpackage) and, on request or above the limit, `resources`/weights.bin.
 
-    A temporary file goes beside `package`. Raises OSError when the disk is full.
+    Returns the model as written. A temporary file goes beside `package`. Raises OSError when the
+    disk is full.
     """
     spec = build_custom_layer_model(
         checkpoint,
@@ -62,16 +68,24 @@ def write_custom_layer_model(
         prefill_block=options.prefill_block,
         logits=options.logits,
         side_folder=resources,
-        max_inline_bytes=0 if options.weights_beside else MAX_INLINE_BYTES,
+        max_inline_bytes=max_inline_bytes(options),
     )
+    metadata.describe(spec, checkpoint, options, credit)
     model = package.with_name(f"{package.stem}.mlmodel")
     try:
         model.write_bytes(spec.SerializeToString(deterministic=True))
-        ModelPackage(str(package)).setRootModel(
-            str(model), "model.mlmodel", "com.apple.CoreML", "CoreML Model Specification"
-        )
+        with disk_errors():
+            ModelPackage(str(package)).setRootModel(
+                str(model), "model.mlmodel", "com.apple.CoreML", "CoreML Model Specification"
+            )
     finally:
         model.unlink(missing_ok=True)
+    return spec
+
+
+def max_inline_bytes(options: ExportOptions) -> int:
+    """The most bytes of weights that an export keeps inside its model."""
+    return 0 if options.weights_beside else MAX_INLINE_BYTES
 
 
 def build_custom_layer_model(

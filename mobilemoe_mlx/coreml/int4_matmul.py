@@ -17,6 +17,7 @@ def packed_matmul(x: Var, codes: Var, scale: Var) -> Var:
     there are fewest numbers to move.
     """
     count, _, half = codes.shape
+    scale = mb.expand_dims(x=scale, axes=[3])
     even, odd = (_scaled(c, scale) for c in _unpack(codes))
     rows = x.shape[1]
     y = mb.stack(values=[mb.matmul(x=x, y=even), mb.matmul(x=x, y=odd)], axis=3)
@@ -39,8 +40,8 @@ def _unpack(codes: Var) -> tuple[Var, Var]:
 
 
 def _scaled(codes: Var, scale: Var) -> Var:
-    """Every second column of the codes [N, in, out / 2] times its scale [N, in, out / 32]."""
+    """Every second column of the codes [N, in, out / 2] times its scale [N, in, out / 32, 1]."""
     count, rows, half = codes.shape
     shape = [count, rows, half // (GROUP_SIZE // 2), GROUP_SIZE // 2]
-    product = mb.mul(x=mb.reshape(x=codes, shape=shape), y=mb.expand_dims(x=scale, axes=[3]))
+    product = mb.mul(x=mb.reshape(x=codes, shape=shape), y=scale)
     return mb.reshape(x=product, shape=[count, rows, half])

@@ -1,7 +1,7 @@
-"""Lower `moe_ffn` to core ops: one function a form, chosen by the number of tokens.
+"""Lower `moe_ffn` to core ops: one function a form, chosen by what the op is given.
 
 Both forms leave the packed codes packed and unpack only the experts they gathered, inside the
-program. To add a form, write a function `(op, routing, x16) -> Var` and name it in `LOWERINGS`.
+program. To add a form, write a function `(op, routing, x16) -> Var` and list it in `LOWERINGS`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from coremltools.converters.mil.mil.passes.helper import block_context_manager
 from coremltools.converters.mil.mil.passes.pass_registry import register_pass
 
 from mobilemoe_mlx.coreml import moe_op  # noqa: F401 (registers the op)
+from mobilemoe_mlx.coreml.expert_blocks import block_rows, most_blocks
 from mobilemoe_mlx.coreml.int4_matmul import packed_matmul
 
 PASS = "moe::lower_moe_ffn"
-
-# Rows of one expert that the sorted form multiplies together. Each expert wastes half a block on
-# average and each block gathers and unpacks a whole expert: 16 balances the two for 256 tokens of
-# which 4 / 60 go to an expert.
-BLOCK_ROWS = 16
 
 # The sorted form unpacks its blocks' experts in turns, so that one turn's unpacked gate and up
 # projections stay below this: the peak memory of a prefill would otherwise grow with the model.
@@ -34,12 +30,19 @@ _SUM_EPS = 1e-20  # added to the sum of the selected scores (docs/model.md, "MoE
 
 
 class Routing(NamedTuple):
-    """The router's decision for each of T tokens, all float32."""
+    """The router's decision for each of T tokens."""
 
-    selected: Var  # [T, E], 1 for a selected expert
-    one_hot: Var  # [T, k, E], one row a slot
+    selected: Var  # float32 [T, E], 1 for a selected expert
+    one_hot: Var  # float32 [T, k, E], one row a slot
     experts: Var  # uint16 [T, k], by falling score
-    weights: Var  # [T, k]
+    weights: Var  # float32 [T, k]
+
+
+class Lowering(NamedTuple):
+    """One form: core ops for the routed experts, float32 [T, d], of an op that it fits."""
+
+    lower: Callable[[Operation, Routing, Var], Var]
+    fits: Callable[[Operation], bool]
 
 
 @register_pass(namespace="moe")
@@ -62,28 +65,28 @@ def _lower(op: Operation) -> None:
     with mb.set_before_op(op):
         routing = _route(op)
         x16 = mb.cast(x=op.x, dtype="fp16")
-        routed = LOWERINGS[choose(op.x.shape[0])](op, routing, x16)
+        routed = choose(op).lower(op, routing, x16)
         result = mb.add(x=routed, y=_shared_expert(op, x16), name=op.outputs[0].name)
     block.replace_uses_of_var_after_op(anchor_op=op, old_var=op.outputs[0], new_var=result)
     block.remove_ops([op])
 
 
-def choose(tokens: int) -> str:
-    """The form of a function of `tokens` tokens: "gathered" for one, else "sorted_blocks"."""
-    return "gathered" if tokens == 1 else "sorted_blocks"
+def choose(op: Operation) -> Lowering:
+    """The first form of `LOWERINGS` that fits `op`."""
+    return next(lowering for lowering in LOWERINGS if lowering.fits(op))
 
 
 def _route(op: Operation) -> Routing:
     """Rank experts by counting those that come before them, which no sort's ties can disturb."""
-    tokens, experts = op.x.shape[0], op.router.shape[0]
-    top_k = op.top_k.val
+    experts, top_k = op.router.shape[0], op.top_k.val
     prefix = op.name.removesuffix("moe")  # layers_3_moe -> layers_3_scores, ... (names.py)
     logits = mb.linear(x=op.x, weight=op.router)
     scores = mb.sigmoid(x=logits)
     biased = mb.add(x=scores, y=op.expert_bias, name=f"{prefix}scores")
     mine = mb.expand_dims(x=biased, axes=[2])  # [T, E, 1]
     others = mb.expand_dims(x=biased, axes=[1])  # [T, 1, E]
-    lower_index = np.tril(np.ones((experts, experts), np.float32), -1)
+    lower_index = mb.const(val=np.tril(np.ones((experts, experts), np.float32), -1))
+    lower_index.op.weight_id = f"lower_index_{experts}"  # one blob for all layers
     higher = mb.cast(x=mb.greater(x=others, y=mine), dtype="fp32")
     equal = mb.cast(x=mb.equal(x=others, y=mine), dtype="fp32")
     before = mb.add(x=higher, y=mb.mul(x=equal, y=lower_index))
@@ -100,7 +103,6 @@ def _route(op: Operation) -> Routing:
     if op.norm_topk_prob.val:
         total = mb.reduce_sum(x=weights, axes=[1], keep_dims=True)
         weights = mb.real_div(x=weights, y=mb.add(x=total, y=np.float32(_SUM_EPS)))
-    assert logits.shape == (tokens, experts)
     return Routing(
         selected=mb.cast(x=mb.less(x=rank, y=np.float32(top_k)), dtype="fp32"),
         one_hot=one_hot,
@@ -160,15 +162,16 @@ def sorted_blocks(op: Operation, routing: Routing, x16: Var) -> Var:
     """
     tokens, d = op.x.shape
     experts, top_k = op.router.shape[0], op.top_k.val
-    rows = BLOCK_ROWS
+    rows = block_rows(tokens)
     blocks = most_blocks(tokens, top_k, experts, rows)
 
     # How many tokens each expert has had up to and with each token, and where its blocks begin.
     so_far = mb.cumsum(x=routing.selected, axis=0)  # [T, E]
     counts = mb.slice_by_index(x=so_far, begin=[tokens - 1, 0], end=[tokens, experts])  # [1, E]
-    whole = mb.mul(x=mb.add(x=counts, y=np.float32(rows - 1)), y=np.float32(1 / rows))
-    ends = mb.cumsum(x=mb.floor(x=whole), axis=1)  # [1, E], in blocks
-    starts = mb.sub(x=ends, y=mb.floor(x=whole))
+    needed = mb.mul(x=mb.add(x=counts, y=np.float32(rows - 1)), y=np.float32(1 / rows))
+    needed = mb.floor(x=needed)  # [1, E], in blocks
+    ends = mb.cumsum(x=needed, axis=1)
+    starts = mb.sub(x=ends, y=needed)
 
     # Whose block is it, and which of the expert's tokens is in each of its rows.
     number = np.arange(blocks, dtype=np.float32)
@@ -200,20 +203,15 @@ def sorted_blocks(op: Operation, routing: Routing, x16: Var) -> Var:
     return _weighted_sum(mb.reshape(x=y, shape=[tokens, top_k, d]), routing.weights)
 
 
-def most_blocks(tokens: int, top_k: int, experts: int, rows: int) -> int:
-    """Blocks of `rows` rows that hold every routing of `tokens` tokens to `top_k` experts each."""
-    pairs = tokens * top_k
-    # Each expert with tokens leaves at most rows - 1 rows of its last block empty.
-    return (pairs + min(experts, pairs) * (rows - 1)) // rows
-
-
 def _in_turns(op: Operation, x: Var, owner: Var) -> Var:
     """x [blocks, rows, d] through the experts `owner` [blocks], some blocks at a time."""
     blocks, rows, d = x.shape
     w = op.gate_up_codes.shape[-1]
-    step = max(1, UNPACKED_BYTES // (d * 2 * w * 2))
-    if step >= blocks:
+    most = max(1, UNPACKED_BYTES // (d * 2 * w * 2))
+    if most >= blocks:
         return _experts(op, x, owner)
+    turns = -(-blocks // most)
+    step = -(-blocks // turns)  # turns of equal size have the lowest peak
     parts = []
     for begin in range(0, blocks, step):
         end = min(blocks, begin + step)
@@ -222,7 +220,7 @@ def _in_turns(op: Operation, x: Var, owner: Var) -> Var:
     return mb.concat(values=parts, axis=0)
 
 
-LOWERINGS: dict[str, Callable[[Operation, Routing, Var], Var]] = {
-    "gathered": gathered,
-    "sorted_blocks": sorted_blocks,
-}
+LOWERINGS = (
+    Lowering(gathered, lambda op: op.x.shape[0] == 1),
+    Lowering(sorted_blocks, lambda op: True),
+)

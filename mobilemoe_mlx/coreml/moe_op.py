@@ -28,7 +28,7 @@ class moe_ffn(Operation):  # the class's name is the op's
     x: tensor<[T, d], fp32>, the normed residual stream
     router: const tensor<[E, d], fp32>
     expert_bias: const tensor<[E], fp32>
-    gate_up_codes: const tensor<[E, d, w], int8>, the gate's 2 x w / 2 columns, then the up's
+    gate_up_codes: const tensor<[E, d, w], int8>, gate's w / 2 bytes of a row, then up's
     gate_up_scale: const tensor<[E, d, 2w / 32], fp16>
     down_codes: const tensor<[E, w, d / 2], int8>
     down_scale: const tensor<[E, w, d / 32], fp16>

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml.expert_blocks import block_rows, most_blocks
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
 # Deployment target -> Core ML specification version. iOS 18 is the first with states and with
@@ -15,17 +16,17 @@ TARGETS = {"iOS18": 9, "iOS26": 10}
 # The name that macOS has for the same Core ML.
 _SAME_AS = {"macOS15": "iOS18", "macOS26": "iOS26"}
 
-# Indices of blocks and rows travel as uint16, Core ML's widest unsigned index.
-_MAX_INDEX = 65535
+# Rows that the program can tell apart: it numbers them as uint16, Core ML's widest unsigned index.
+_MOST_ROWS = 65536
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """Choices of an export; the defaults are for an iPhone 16 Pro (8 GB).
 
-    A cache of 2,048 positions takes 42 MB for S, 55 MB for M, 67 MB for L, and every step reads
-    all of it. In a prefill block of 256 tokens an expert has 17 of its own on average, enough to
-    pay for unpacking it, while a short prompt pays for the whole block.
+    A cache of 2,048 positions takes 42 MB for S, 55 MB for M, 67 MB for L (custom layers: twice
+    that), and every step reads all of it. In a prefill block of 256 tokens an expert has 17 of its
+    own on average, enough to pay for unpacking it, while a short prompt pays for the whole block.
     """
 
     moe: Literal["core-ops", "custom-layer"] = "core-ops"
@@ -48,8 +49,13 @@ class ExportOptions:
             )
         if self.deployment_target not in TARGETS:
             raise UserError(_target_problem(self.target))
-        if self.context < 2:
-            raise UserError(f"--context is {self.context}; it must be at least 2 tokens.")
+        if self.moe == "custom-layer" and self.target != ExportOptions.target:
+            raise UserError(
+                f"--target {self.target} is for --moe core-ops: custom layers run on iOS 13 and "
+                "later, whatever the target."
+            )
+        if self.context < 4:  # of two tokens a block is proved, and of two more the decoding
+            raise UserError(f"--context is {self.context}; it must be at least 4 tokens.")
         if self.context > args.max_position_embeddings:
             raise UserError(
                 f"--context is {self.context:,}, beyond the {args.max_position_embeddings:,} "
@@ -60,10 +66,14 @@ class ExportOptions:
                 f"--prefill-block is {self.prefill_block}; it must be at least 2 tokens and at "
                 f"most the context, {self.context:,}."
             )
-        if self.prefill_block * args.num_experts_per_tok * 2 > _MAX_INDEX:
-            most = _MAX_INDEX // (2 * args.num_experts_per_tok)
+        slots, experts = args.num_experts_per_tok, args.num_local_experts
+        rows = block_rows(self.prefill_block)
+        rows *= most_blocks(self.prefill_block, slots, experts, rows)
+        if self.moe == "core-ops" and rows > _MOST_ROWS:
             raise UserError(
-                f"--prefill-block is {self.prefill_block:,}; this model takes at most {most:,}."
+                f"--prefill-block is {self.prefill_block:,}: with {slots} of {experts} "
+                f"experts a token that is {rows:,} rows of experts, beyond the {_MOST_ROWS:,} that "
+                "a program can number: ask for less."
             )
 
     @property

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from coremltools.proto import Model_pb2
-
 from mobilemoe_mlx.checkpoint_check import Checkpoint
-from mobilemoe_mlx.coreml import metadata, ml_program, resources, side_weights
-from mobilemoe_mlx.coreml.custom_layers import write_custom_layer_model
+from mobilemoe_mlx.coreml import metadata, resources, side_weights
+from mobilemoe_mlx.coreml.custom_layers import max_inline_bytes, write_custom_layer_model
 from mobilemoe_mlx.coreml.options import ExportOptions
+from mobilemoe_mlx.coreml.save_program import write_program
 from mobilemoe_mlx.coreml.source import open_source
 from mobilemoe_mlx.errors import UserError
 
@@ -55,16 +54,17 @@ def export_coreml(
     source = open_source(checkpoint, quantize=quantize)
     options.check(source.args)
     _check_outside(source.folder.resolve(), package)
-    _check_disk(package, source)
+    _check_disk(package, source, options)
     with _both_or_neither(package) as work:
         written, folder = work / package.name, work / resources.resources_name(package)
         folder.mkdir()
         resources.write_resources(source, folder)
-        if options.moe == "core-ops":
-            ml_program.write_ml_program(source, options, written)
-        else:
-            write_custom_layer_model(source, options, written, folder)
-        spec = _rewrite_description(written, source, options, credit or metadata.Credits())
+        credit = credit or metadata.Credits()
+        spec = (
+            write_program(source, options, credit, written)
+            if options.moe == "core-ops"
+            else write_custom_layer_model(source, options, credit, written, folder)
+        )
         resources.write_manifest(written, folder, spec, source, options)
         parts = (*written.rglob("*"), folder / side_weights.NAME)
         size = sum(p.stat().st_size for p in parts if p.is_file())
@@ -76,18 +76,6 @@ def export_coreml(
         checkpoint_bytes=sum(t.nbytes for t in source.tensors.values()),
         has_tokenizer=has_tokenizer,
     )
-
-
-def _rewrite_description(
-    package: Path, source: Checkpoint, options: ExportOptions, credit: metadata.Credits
-) -> Model_pb2.Model:
-    path = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
-    spec = Model_pb2.Model()
-    spec.ParseFromString(path.read_bytes())
-    metadata.describe(spec, source, options, credit)
-    path.write_bytes(spec.SerializeToString(deterministic=True))
-    path.chmod(0o644)  # coremltools leaves it readable for its owner alone
-    return spec
 
 
 def _check_output(package: Path, force: bool) -> None:
@@ -113,16 +101,19 @@ def _check_outside(source: Path, package: Path) -> None:
         raise UserError(f"{package} would replace the checkpoint {source}: choose another name.")
 
 
-def _check_disk(package: Path, source: Checkpoint) -> None:
+def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> None:
     weights = sum(tensor.nbytes for tensor in source.tensors.values())
-    # coremltools writes the weight file and then copies it into the package.
-    needed = 2 * weights + _PROGRAM_BYTES
+    # coremltools writes weights and then copies them into the package; a side file is written once.
+    beside = options.moe == "custom-layer" and weights > max_inline_bytes(options)
+    copies = 1 if beside else 2
+    needed = copies * weights + _PROGRAM_BYTES
     place = next(parent for parent in package.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{place} has {free / 1e9:.2f} GB free, and exporting needs {needed / 1e9:.2f} GB "
-            "(twice the weights, for a moment): make room or choose another place."
+            f"{place} has {free / 1e9:.2f} GB free, and exporting needs {needed / 1e9:.2f} GB"
+            f"{' (twice the weights, for a moment)' if copies == 2 else ''}: make room or choose "
+            "another place."
         )
 
 
@@ -132,6 +123,7 @@ def _both_or_neither(package: Path) -> Iterator[Path]:
     work = package.with_name(f".{package.name}.partial")
     names = (resources.resources_name(package), package.name)
     moved: list[tuple[Path, Path]] = []
+    keep = False
     try:
         package.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
@@ -145,16 +137,25 @@ def _both_or_neither(package: Path) -> Iterator[Path]:
                 _move(target, old / name, moved)
             _move(work / name, target, moved)
     except BaseException as error:
-        for source, target in reversed(moved):
-            os.rename(target, source)
-        if isinstance(error, OSError):
+        try:
+            for source, target in reversed(moved):
+                os.rename(target, source)
+        except OSError as second:
+            keep = True
             raise UserError(
-                f"{package} could not be written ({error.strerror or error}). Nothing of it was "
-                "left; make room or choose another place."
+                f"{package} could not be written ({error}), nor the earlier export be put back "
+                f"({second}): it is in {work / 'old'}."
+            ) from error
+        if isinstance(error, OSError):
+            what = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
+            raise UserError(
+                f"{package} could not be written ({what or error}). Nothing of it was left; make "
+                "room or choose another place."
             ) from error
         raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:

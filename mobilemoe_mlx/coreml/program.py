@@ -18,8 +18,8 @@ from mobilemoe_mlx.coreml import moe_op, names, rope_table  # noqa: F401 (moe_op
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import to_numpy
 
-# Added to the attention scores of positions that are not to be seen. Normed q and k keep scores
-# within 8, so its exponential is exactly 0, and float16 holds it.
+# Taken from the attention scores of positions that are not to be seen: float16 holds it, and its
+# exponential is 0 beside scores of any model (normed q and k of 64 features keep them within 8).
 _HIDDEN_SCORE = 30000.0
 
 
@@ -126,10 +126,11 @@ class _Body:
         self.states = {s: function.inputs[s] for s in (names.KEY_CACHE, names.VALUE_CACHE)}
         self.caches = {s: mb.read_state(input=v) for s, v in self.states.items()}
         positions = mb.add(x=self.position, y=np.arange(tokens, dtype=np.int32))  # [T]
-        rows = mb.cast(x=positions, dtype="uint16")
         half = self.args.head_dim // 2
         self.cos, self.sin = (
-            mb.reshape(x=mb.gather(x=weights.put(n), indices=rows, axis=0), shape=[tokens, 1, half])
+            mb.reshape(
+                x=mb.gather(x=weights.put(n), indices=positions, axis=0), shape=[tokens, 1, half]
+            )
             for n in (names.ROPE_COS, names.ROPE_SIN)
         )
         self.mask = self._mask(positions, weights.options.context)
@@ -199,10 +200,13 @@ class _Body:
         values = mb.slice_by_index(
             x=qkv, begin=[0, heads + kv_heads, 0], end=[tokens, heads + 2 * kv_heads, width]
         )
+        values = mb.transpose(x=values, perm=[1, 0, 2])
+        begin = mb.concat(values=[_int32(index, 0), self.position, _int32(0)], axis=0)
+        end = mb.concat(values=[_int32(index + 1, kv_heads), self.end, _int32(width)], axis=0)
         out = mb.scaled_dot_product_attention(
             query=queries,
-            key=self._cached(names.KEY_CACHE, index, keys),
-            value=self._cached(names.VALUE_CACHE, index, mb.transpose(x=values, perm=[1, 0, 2])),
+            key=self._cached(names.KEY_CACHE, index, keys, begin, end),
+            value=self._cached(names.VALUE_CACHE, index, values, begin, end),
             attn_mask=self.mask,
         )
         out = mb.transpose(x=mb.reshape(x=out, shape=[heads, tokens, width]), perm=[1, 0, 2])
@@ -231,12 +235,10 @@ class _Body:
         )
         return self._unit_rms(rotated) if self.args.use_qk_norm else rotated
 
-    def _cached(self, state: str, index: int, new: Var) -> Var:
-        """Write `new` [kv_heads, T, width] at the position; -> the layer's whole cache, rank 4."""
+    def _cached(self, state: str, index: int, new: Var, begin: Var, end: Var) -> Var:
+        """Write `new` [kv_heads, T, width] to begin:end; -> the layer's whole cache, rank 4."""
         kv_heads, tokens, width = new.shape
         context = self.caches[state].shape[2]
-        begin = mb.concat(values=[_int32(index, 0), self.position, _int32(0)], axis=0)
-        end = mb.concat(values=[_int32(index + 1, kv_heads), self.end, _int32(width)], axis=0)
         updated = mb.slice_update(
             x=self.caches[state],
             update=mb.reshape(x=new, shape=[1, kv_heads, tokens, width]),

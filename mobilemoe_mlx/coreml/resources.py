@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from coremltools.proto import FeatureTypes_pb2, Model_pb2
+from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.accounting import account
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import INT4_QUANTIZATION
+from mobilemoe_mlx.coreml.features import describe_features
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model_folder import COMPANION_FILES, published_config
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mobilemoe-coreml", 1
-
-_DTYPES = {
-    FeatureTypes_pb2.ArrayFeatureType.INT32: "int32",
-    FeatureTypes_pb2.ArrayFeatureType.FLOAT16: "float16",
-    FeatureTypes_pb2.ArrayFeatureType.FLOAT32: "float32",
-}
 
 
 def resources_name(package: Path) -> str:
@@ -112,25 +108,15 @@ def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
     described = {f.name: f for f in description.functions} or {"main": description}
     return {
         name: {
-            "inputs": _features(function.input),
-            "outputs": _features(function.output),
-            "states": _features(function.state),
+            kind: {n: asdict(f) for n, f in describe_features(features).items()}
+            for kind, features in (
+                ("inputs", function.input),
+                ("outputs", function.output),
+                ("states", function.state),
+            )
         }
         for name, function in described.items()
     }
-
-
-def _features(features: Any) -> dict[str, Any]:
-    out = {}
-    for feature in features:
-        kind = feature.type
-        array = (
-            kind.stateType.arrayType
-            if kind.WhichOneof("Type") == "stateType"
-            else kind.multiArrayType
-        )
-        out[feature.name] = {"shape": list(array.shape), "dtype": _DTYPES[array.dataType]}
-    return out
 
 
 def _read_object(path: Path) -> dict[str, Any]:

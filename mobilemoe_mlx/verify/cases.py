@@ -23,7 +23,7 @@ from mobilemoe_mlx.verify.tolerance import FLOAT32_SCORE, Limit, limit
 CASES = ("short", "long", "full")
 
 _ATTEMPTS = 3  # of sequences whose first logits a near tie reaches
-_DECODED = 4  # tokens after the prompt that go through decode
+_DECODED = 4  # tokens after the prompt that go through decode; fewer in the smallest contexts
 
 
 class Case(NamedTuple):
@@ -66,13 +66,14 @@ def make_case(name: str, session: Session, seed: int = 0) -> Case:
     """
     block, context = session.block, session.context
     prompt = {
-        "short": max(1, block * 2 // 5),
+        "short": block * 2 // 5,
         "long": 2 * block + block // 3,
-        "full": context - _DECODED,
+        "full": context,
     }[name]
-    prompt = max(1, min(prompt, context - _DECODED))
+    decoded = min(_DECODED, context - 2)
+    prompt = max(2, min(prompt, context - decoded))  # two are a block, one is decoded
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(session.args.vocab_size, size=min(prompt + _DECODED, context))
+    tokens = rng.integers(session.args.vocab_size, size=prompt + decoded)
     return Case(name, tokens.tolist(), prompt)
 
 

@@ -51,7 +51,9 @@ def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
     ]
     listed = {n for n in files if n.startswith(f"{package.name}/")}
     present = {str(p.relative_to(package.parent)) for p in package.rglob("*") if p.is_file()}
-    problems += [f"{name} is in the package, but not in {path.name}" for name in present - listed]
+    problems += [
+        f"{name} is in the package, but not in {path.name}" for name in sorted(present - listed)
+    ]
     return FilesReport(len(files), tuple(problems), manifest=True)
 
 

@@ -126,6 +126,7 @@ def _greedy_line(greedy: GreedyReport) -> str:
     error: TensorError = greedy.difference
     return (
         f"{start}parts at token {len(greedy.generated)} ({greedy.generated[-1]}, expected "
-        f"{greedy.expected[-1]}), where the logits differ by {greedy.limit.measure} "
-        f"{getattr(error, greedy.limit.measure):.1e} of {greedy.limit.value:.1e}"
+        f"{greedy.expected[-1]}), {greedy.gap:.1e} apart where the logits differ by "
+        f"{greedy.limit.measure} {getattr(error, greedy.limit.measure):.1e} of "
+        f"{greedy.limit.value:.1e}"
     )

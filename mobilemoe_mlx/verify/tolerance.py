@@ -27,6 +27,12 @@ ROUNDINGS_OUTSIDE = 4  # embedding row; head: input, weights, logits
 SAFETY = 4
 
 
+# Where greedy texts part, the gap between the two tokens in MLX's logits is at most this times the
+# limit: both tokens err, and hardly an error is beyond 5 times the mean (of normal ones 1 in
+# 15,000). A limit of the largest error is relative to the largest logit, about 5 times their RMS.
+GREEDY_GAP = 2 * 5
+
+
 class Limit(NamedTuple):
     """The measure of the logits that is judged, and its largest accepted value."""
 
