@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from coremltools.proto import Model_pb2
 
+from mobilemoe_mlx.cli import verify as verify_command
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.compare.measures import TensorError
 from mobilemoe_mlx.compare.values import LayerValues, Trace
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.verify.cases import Case, CaseReport, compare_case
+from mobilemoe_mlx.verify.cases import CASES, Case, CaseReport, compare_case
 from mobilemoe_mlx.verify.greedy import GreedyReport
 from mobilemoe_mlx.verify.report import VerifyReport
 from mobilemoe_mlx.verify.session import Call, plan
@@ -412,6 +413,11 @@ def test_command(
     content = json.loads(path.read_text())
     assert content["passed"] and content["cases"][0]["passed"]
     assert content["cases"][0]["limit"]["value"] == 1e-4
+
+
+def test_the_command_offers_the_cases_that_there_are() -> None:
+    """It names them itself, so that its help needs no seconds of imports."""
+    assert verify_command.CASES == CASES
 
 
 def test_command_fails_for_a_wrong_package(mutable: Path, int4_folder: Path) -> None:

@@ -6,10 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from mobilemoe_mlx.coreml.metadata import Credits
 from mobilemoe_mlx.coreml.options import TARGETS, ExportOptions
-from mobilemoe_mlx.coreml.package import export_coreml
-from mobilemoe_mlx.hub import resolve
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
 
@@ -68,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from mobilemoe_mlx.coreml.metadata import Credits
+    from mobilemoe_mlx.coreml.package import export_coreml
+    from mobilemoe_mlx.hub import resolve
+
     done = export_coreml(
         resolve(args.checkpoint, args.revision),
         args.output,

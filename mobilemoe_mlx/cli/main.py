@@ -23,7 +23,7 @@ COMMANDS = {
     "tokenizer": "train a SentencePiece tokenizer",
     "corpus": "build the standard-library corpus",
     "compare": "compare MLX with PyTorch, layer by layer",
-    "quickstart": "train, quantise and run a tiny model end to end, and report",
+    "quickstart": "train, quantise, run and export a tiny model, and report",
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from mobilemoe_mlx.quickstart.run import quickstart
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", default="runs/quickstart", help="folder for everything it makes")
@@ -21,5 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from mobilemoe_mlx.quickstart.run import quickstart
+
     report = quickstart(args.run, overrides=args.overrides, overwrite=args.overwrite)
     print(f"\nThe report is {report}")

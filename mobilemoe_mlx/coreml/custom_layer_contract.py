@@ -13,6 +13,10 @@ from typing import Literal
 
 VERSION = 1  # parameter `version` of every layer
 
+# Exact array shapes, all that the model needs of Core ML besides custom layers, came with these.
+SPECIFICATION_VERSION = 4
+OLDEST_SYSTEM = "iOS13"
+
 # Field of CustomLayerParamValue without its suffix "Value".
 ParameterKind = Literal["int", "long", "double", "bool", "string"]
 Shape = tuple[str, ...]  # each size a product of parameters and numbers: "2 * expert_width / 32"

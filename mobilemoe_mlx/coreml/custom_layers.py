@@ -28,9 +28,6 @@ from mobilemoe_mlx.layout import cast
 from mobilemoe_mlx.model import rope_periods
 from mobilemoe_mlx.safetensors_file import Tensor, from_array
 
-# Exact array shapes, which came with iOS 13, are all that the model needs.
-SPECIFICATION_VERSION = 4
-
 # Protobuf messages stay below 2 GiB. S (0.71 GB) and M (1.59 GB) fit with their weights inside.
 MAX_INLINE_BYTES = 1_900_000_000
 
@@ -105,7 +102,7 @@ def build_custom_layer_model(
     """
     args = checkpoint.args
     layers = list(_layers(checkpoint, context, logits))
-    spec = Model_pb2.Model(specificationVersion=SPECIFICATION_VERSION)
+    spec = Model_pb2.Model(specificationVersion=contract.SPECIFICATION_VERSION)
     spec.neuralNetwork.arrayInputShapeMapping = NeuralNetwork_pb2.EXACT_ARRAY_MAPPING
     _describe(spec, args, context, prefill_block, logits)
     if sum(tensor.nbytes for layer in layers for tensor in layer.weights) <= max_inline_bytes:

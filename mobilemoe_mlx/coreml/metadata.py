@@ -86,10 +86,14 @@ def _model_card(checkpoint: Checkpoint, options: ExportOptions) -> str:
     path = checkpoint.folder / "README.md"
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARACTERS]
+    computation = (
+        "float16; residual stream, norms, rotations and router float32"
+        if options.moe == "core-ops"
+        else "by the app's layer classes, float32 between them"
+    )
     return (
         f"{_summary(checkpoint.args, options)}\n\nThe checkpoint has no model card. Weights: the "
-        "checkpoint's INT4 codes and float16 scales, unchanged. Computation: float16; residual "
-        "stream, norms, rotations and router float32."
+        f"checkpoint's INT4 codes and float16 scales, unchanged. Computation: {computation}."
     )
 
 

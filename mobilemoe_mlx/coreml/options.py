@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.coreml.custom_layer_contract import OLDEST_SYSTEM
 from mobilemoe_mlx.coreml.expert_blocks import block_rows, most_blocks
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
@@ -84,7 +85,7 @@ class ExportOptions:
     @property
     def oldest_system(self) -> str:
         """The oldest iOS that loads the package; custom layers have exact shapes since iOS 13."""
-        return "iOS13" if self.moe == "custom-layer" else self.deployment_target
+        return OLDEST_SYSTEM if self.moe == "custom-layer" else self.deployment_target
 
 
 def _target_problem(target: str) -> str:

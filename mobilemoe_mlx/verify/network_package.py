@@ -30,8 +30,6 @@ from mobilemoe_mlx.verify.model_file import (
 )
 from mobilemoe_mlx.verify.side_file import SideFile
 
-SPECIFICATION_VERSION = 4
-
 _DTYPES = {
     FeatureTypes_pb2.ArrayFeatureType.INT32: np.dtype(np.int32),
     FeatureTypes_pb2.ArrayFeatureType.FLOAT32: np.dtype(np.float32),
@@ -130,7 +128,7 @@ def _check_model(spec: Model_pb2.Model) -> None:
     only(spec, "the model", "specificationVersion", "description", "neuralNetwork")
     only(spec.description, "its description", "input", "output", "metadata")
     only(spec.neuralNetwork, "its network", "layers", "arrayInputShapeMapping")
-    if spec.specificationVersion != SPECIFICATION_VERSION:
+    if spec.specificationVersion != contract.SPECIFICATION_VERSION:
         raise UnknownContent(f"it has the specification version {spec.specificationVersion}")
     if spec.neuralNetwork.arrayInputShapeMapping != NeuralNetwork_pb2.EXACT_ARRAY_MAPPING:
         raise UnknownContent("its input shapes are not taken as they are (EXACT_ARRAY_MAPPING)")

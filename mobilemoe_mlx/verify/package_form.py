@@ -93,7 +93,7 @@ class CustomLayerPackage:
         (head,) = self._package.layers_of(contract.HEAD)
         self.facts = {
             "form": self.form,
-            "target": "iOS13",
+            "target": contract.OLDEST_SYSTEM,
             "context": self.context,
             "prefill_block": self._package.inputs[names.TOKENS].sizes[0][1],
             "logits": head.parameters["logits"],
