@@ -19,6 +19,7 @@ from mobilemoe_mlx.compare.measures import TensorError
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.compare.values import Trace, trace_mlx
 from mobilemoe_mlx.coreml.custom_layers import write_custom_layer_model
+from mobilemoe_mlx.coreml.metadata import Credits
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import open_source
 from mobilemoe_mlx.errors import UserError
@@ -43,6 +44,7 @@ def export(
     write_custom_layer_model(
         open_source(folder),
         ExportOptions("custom-layer", CONTEXT, BLOCK, logits=logits, weights_beside=beside),
+        Credits(),
         path,
         target / "X-resources",
     )
