@@ -58,21 +58,6 @@ for axes, shape in (
         lambda x, a=axes: mb.expand_dims(x=x, axes=list(a)),
         lambda x, s=shape: x.reshape(s),
     )
-for axes in ((0,), (-2,), (0, 2), None):
-    moved(
-        f"squeeze {axes}",
-        lambda x, a=axes: mb.squeeze(x=x) if a is None else mb.squeeze(x=x, axes=list(a)),
-        lambda x, a=axes: t(x).squeeze() if a is None else t(x).squeeze(a),
-        normal(1, 3, 1, 2),
-        inferable=False,  # for all axes
-    )
-moved(
-    "squeeze an axis that is longer",
-    lambda x: mb.squeeze(x=x, axes=[0, 1]),
-    lambda x: t(x).squeeze((0, 1)),
-    normal(1, 3, 2),
-    inferable=False,
-)
 moved(
     "tile",
     lambda x: mb.tile(x=x, reps=[2, 1, 3]),
@@ -129,19 +114,6 @@ def _updated(x: np.ndarray, u: np.ndarray, index: Any) -> np.ndarray:
     return out.numpy()
 
 
-moved(
-    "slice_by_size",
-    lambda x: mb.slice_by_size(x=x, begin=[1, 1, 2], size=[1, -1, 2]),
-    lambda x: x[1:2, 1:, 2:4],
-)
-case(
-    "slice_by_size at a computed place",
-    {"x": CUBE, "at": np.array([1], np.int32)},
-    lambda x, at: mb.slice_by_size(
-        x=x, begin=mb.concat(values=[np.int32([0]), at, np.int32([0])], axis=0), size=[2, 2, 4]
-    ),
-    lambda x, at: x[:, at[0] : at[0] + 2],
-)
 case(
     "slice_update at a computed place",
     {"x": CUBE, "u": normal(2, 1, 4), "at": np.array([2], np.int32)},
@@ -171,13 +143,6 @@ for axis in (0, 2, -2):
         )
     same = {"a": CUBE, "b": CUBE + 1, "c": CUBE + 2}
     case(
-        f"concat interleave {axis}",
-        same,
-        lambda a, b, c, axis=axis: mb.concat(values=[a, b, c], axis=axis, interleave=True),
-        partial(lambda a, b, c, axis: _interleaved((a, b, c), axis), axis=axis),
-        inferable=False,  # coremltools' evaluation ignores `interleave`
-    )
-    case(
         f"stack {axis}",
         same,
         lambda a, b, c, axis=axis: mb.stack(values=[a, b, c], axis=axis),
@@ -190,15 +155,6 @@ case(
     lambda a, b: mb.concat(values=[a, b, np.int32(6)], axis=0),
     lambda a, b: np.array([4, 5, 6]),
 )
-
-
-def _interleaved(parts: tuple[np.ndarray, ...], axis: int) -> np.ndarray:
-    out = np.empty([n * (3 if a == axis % 3 else 1) for a, n in enumerate(CUBE.shape)], np.float32)
-    for i, part in enumerate(parts):
-        index: list[Any] = [slice(None)] * 3
-        index[axis] = slice(i, None, 3)
-        out[tuple(index)] = part
-    return out
 
 
 for arguments, sizes in (
@@ -230,43 +186,9 @@ for axis in (0, 1, -1):
                 np.moveaxis(x, axis, 0)[i], (0, 1), (axis % 3, axis % 3 + 1)
             ),
         )
-        shape = [7 if a == axis % 3 else n for a, n in enumerate(x.shape)]
-        case(
-            f"gather_along_axis {axis} {dtype} by {kind}",
-            {"x": x, "i": integers(0, x.shape[axis], *shape, dtype=kind)},
-            lambda x, i, axis=axis: mb.gather_along_axis(x=x, indices=i, axis=axis),
-            lambda x, i, axis=axis: torch.gather(t(x), axis, t(i.astype(np.int64))),
-        )
 case(
     "gather one",
     {"x": CUBE, "i": np.int32(1)},
     lambda x, i: mb.gather(x=x, indices=i, axis=1, validate_indices=True),
     lambda x, i: x[:, 1],
 )
-case(
-    "gather in batches",
-    {"x": normal(2, 3, 5, 4), "i": integers(0, 5, 2, 3, 6)},
-    lambda x, i: mb.gather(x=x, indices=i, axis=2, batch_dims=2),
-    lambda x, i: torch.gather(t(x), 2, t(i.astype(np.int64))[..., None].expand(-1, -1, -1, 4)),
-)
-case(
-    "gather in batches along a later axis",
-    {"x": normal(2, 3, 5), "i": integers(0, 5, 2, 6)},
-    lambda x, i: mb.gather(x=x, indices=i, axis=-1, batch_dims=1),
-    lambda x, i: np.stack([x[b][:, i[b]] for b in range(2)]),
-    inferable=False,  # whose evaluation takes -1 for another axis there
-)
-for dtype, (start, end, step) in (
-    ("int32", (3, 12, 4)),
-    ("int32", (5, -6, -2)),
-    ("float32", (0.5, 3.0, 0.75)),
-    ("float16", (0.5, 3.0, 0.75)),
-):
-    case(
-        f"range_1d {dtype} {start}",
-        {},
-        lambda d=dtype, b=(start, end, step): mb.range_1d(
-            **dict(zip(("start", "end", "step"), np.array(b, d), strict=True))
-        ),
-        lambda b=(start, end, step): torch.arange(*b, dtype=torch.float64),
-    )

@@ -179,7 +179,7 @@ def test_declared_arithmetic_rounds_and_float32_does_not(tmp_path: Path) -> None
 
 
 def _chain(x: Var) -> list[Var]:
-    a = mb.exp(x=x, name="a")
+    a = mb.sigmoid(x=x, name="a")
     b = mb.concat(values=[a, a, a], axis=0, name="b")
     c = mb.cast(x=b, dtype="fp16", name="c")
     mb.square(x=c, name="unused")
@@ -293,6 +293,11 @@ def _input(model: Any) -> None:
     inputs["wieght"].CopyFrom(inputs["weight"])
 
 
+def _offset(model: Any) -> None:
+    inputs = _first(model, "constexpr_blockwise_shift_scale").inputs
+    inputs["offset"].CopyFrom(inputs["scale"])
+
+
 def _no_input(model: Any) -> None:
     del _first(model, "gather").inputs["indices"]
 
@@ -382,6 +387,7 @@ def _version(model: Any) -> None:
     [
         (_op, r"linare 'logits': the op is not known \(did you mean 'linear'\?\)"),
         (_input, r"linear 'logits': the input 'wieght' is not known \(did you mean 'weight'\?\)"),
+        (_offset, r"constexpr_blockwise_shift_scale .*: the input 'offset' is not known"),
         (_no_input, "gather 'rows': it lacks the input 'indices'"),
         (_two_arguments, "linear 'logits': its input 'x' has 2 values"),
         (_attribute, "linear 'logits': the attribute 'fast' is not known"),

@@ -46,7 +46,9 @@ def _spec(item: Case) -> FunctionSpec:
             var = given[f"in_{name}"]
             if array.dtype.name not in INTERFACE:
                 var = mb.cast(x=var, dtype=array.dtype.name)
-            variables[name] = mb.squeeze(x=var) if array.ndim == 0 else var
+            if array.ndim == 0:
+                var = mb.slice_by_index(x=var, begin=[0], end=[1], squeeze_mask=[True])
+            variables[name] = var
         results = _results(item.build(**variables))
         for var, name in zip(results, item.results, strict=True):
             var.name = name
@@ -56,7 +58,7 @@ def _spec(item: Case) -> FunctionSpec:
         f"in_{name}": (a.dtype.name if a.dtype.name in INTERFACE else "int32", a.shape or (1,))
         for name, a in item.arrays.items()
     }
-    return FunctionSpec(shapes or {"in_none": ("int32", (1,))}, build)
+    return FunctionSpec(shapes, build)
 
 
 def _results(built: Any) -> tuple[Var, ...]:
@@ -89,9 +91,7 @@ def test_op(evaluator: Evaluator, index: int) -> None:
     item = CASES[index]
     inputs = {f"in_{n}": _as_input(a, evaluator) for n, a in item.arrays.items()}
     computed: dict[str, np.ndarray] = {}
-    evaluator.run(
-        f"case_{index}", inputs or {"in_none": np.zeros(1, np.int32)}, {}, computed.__setitem__
-    )
+    evaluator.run(f"case_{index}", inputs, {}, computed.__setitem__)
     for name, reference in zip(item.results, _expected(item), strict=True):
         _compare(computed[name], reference, item.inside)
 
@@ -146,12 +146,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("sub", {"x": -BIG, "y": np.int32([2])}, "beyond int32"),
     ("mul", {"x": BIG, "y": np.int32([2])}, "beyond int32"),
     ("square", {"x": BIG}, "beyond int32"),
-    ("floor_div", {"x": I, "y": np.int32([0])}, "divides by zero"),
     ("reduce_sum", {"x": np.stack([BIG, BIG])}, "beyond int32"),
     ("cumsum", {"x": np.stack([BIG, BIG])}, "beyond int32"),
     ("reduce_sum", {"x": F, "axes": (2,)}, "axis 2"),
-    ("softmax", {"x": F, "axis": -3}, "axis -3"),
-    ("clip", {"x": F, "alpha": 1.0, "beta": 1.0}, "alpha"),
+    ("cumsum", {"x": F, "axis": -3}, "axis -3"),
+    ("cumsum", {"x": F, "exclusive": True}, "'exclusive' is True"),
+    ("cumsum", {"x": F, "reverse": True}, "'reverse' is True"),
     ("cast", {"x": I, "dtype": "int64", "half": HALF}, "unknown type"),
     ("cast", {"x": np.int32([-1]), "dtype": "uint16", "half": HALF}, "beyond uint16"),
     ("cast", {"x": np.int32([128]), "dtype": "int8", "half": HALF}, "beyond int8"),
@@ -163,6 +163,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("reshape", {"x": F, "shape": (-2, 6)}, "shape"),
     ("tile", {"x": F, "reps": (2,)}, "rank 2"),
     ("tile", {"x": F, "reps": (0, 1)}, "rank 2"),
+    ("concat", {"values": (F, F), "axis": 0, "interleave": True}, "'interleave' is True"),
     ("split", {"x": F, "axis": 1, "num_splits": 3}, "equal parts"),
     ("split", {"x": F, "axis": 1}, "equal parts"),
     ("split", {"x": F, "axis": 1, "split_sizes": (1, 2)}, "parts of sizes"),
@@ -171,11 +172,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gather", {"x": F, "indices": np.int32([3])}, "from 3 to 3, of 3"),
     ("gather", {"x": F, "indices": np.int32([0, -1])}, "from -1 to 0, of 3"),
     ("gather", {"x": F, "indices": np.int32([4]), "axis": 1}, "of 4"),
-    ("gather", {"x": F, "indices": I[:2], "axis": 1, "batch_dims": 1}, "batch_dims"),
-    ("gather", {"x": F, "indices": I, "axis": 0, "batch_dims": 1}, "batch_dims"),
-    ("gather_along_axis", {"x": F, "indices": I[:, :2] + 3, "axis": 1}, "of 4"),
-    ("gather_along_axis", {"x": F, "indices": I[:2], "axis": 1}, "along axis 1"),
-    ("gather_along_axis", {"x": F, "indices": I[0], "axis": 0}, "along axis 0"),
+    ("gather", {"x": F, "indices": I[:, 0], "axis": 1, "batch_dims": 1}, "'batch_dims' is 1"),
     ("slice_by_index", {"x": F, "begin": (0, 0), "end": (3, 5)}, "reaches beyond 4"),
     ("slice_by_index", {"x": F, "begin": (3, 0), "end": (3, 4)}, "reaches beyond 3"),
     ("slice_by_index", {"x": F, "begin": (-4, 0), "end": (3, 4)}, "reaches beyond 3"),
@@ -186,13 +183,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"x": F, "begin": (0, 4), "end": (3, 0), "squeeze_mask": (False, True)},
         "reaches beyond 4",
     ),
-    ("slice_by_size", {"x": F, "begin": (0, 2), "size": (3, 3)}, "reaches beyond 4"),
-    ("slice_by_size", {"x": F, "begin": (0, -1), "size": (3, 1)}, "reaches beyond 4"),
-    ("slice_by_size", {"x": F, "begin": (0,), "size": (3,)}, "rank 2"),
     ("slice_update", {"x": F, "update": F[:2], "begin": (2, 0), "end": (4, 4)}, "beyond 3"),
     ("slice_update", {"x": F, "update": F[:1], "begin": (0, 0), "end": (2, 4)}, "its update"),
     ("slice_update", {"x": F, "update": F[0], "begin": (0, 0), "end": (1, 4)}, "its update"),
-    ("range_1d", {"start": BIG[0:1], "end": BIG[0:1], "step": np.int32([0])}, "step is 0"),
     ("linear", {"x": F, "weight": F.T}, "multiplies"),
     ("linear", {"x": F, "weight": F, "bias": F[0]}, "bias"),
     (
@@ -213,7 +206,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("constexpr_blockwise_shift_scale", {"data": I, "scale": F[:2]}, "divide"),
     ("constexpr_blockwise_shift_scale", {"data": I, "scale": F[0]}, "divide"),
-    ("constexpr_blockwise_shift_scale", {"data": I, "scale": F, "offset": F[:1]}, "offsets"),
 ]
 
 
@@ -226,9 +218,9 @@ def test_what_has_no_right_result_is_refused(op: str, inputs: dict[str, Any], me
 
 
 def test_dequantised_constants_are_what_coremltools_makes_of_them() -> None:
-    for codes, scale, offset in mil_sum_cases.CONSTEXPRS:
-        theirs = constexpr_blockwise_shift_scale.decompress(codes, scale, offset)
-        ours = mil_sum_cases.blockwise(codes, scale, offset)
+    for codes, scale in mil_sum_cases.CONSTEXPRS:
+        theirs = constexpr_blockwise_shift_scale.decompress(codes, scale, None)
+        ours = mil_sum_cases.blockwise(codes, scale)
         error = 2.0**-10 if scale.dtype == np.float16 else 2.0**-22  # a rounding at each step
         np.testing.assert_allclose(theirs, ours, rtol=error, atol=error * np.abs(ours).max())
 

@@ -76,7 +76,7 @@ def build(moe: Moe, tokens: int, norm: bool = True) -> Program:
             routed_scaling_factor=np.float32(2.5),
             name="layers_0_moe",
         )
-        function.set_outputs([mb.identity(x=out, name="y")])
+        function.set_outputs([out])
     program.add_function("main", function)
     program.export_as_multifunction = True
     return program
@@ -120,7 +120,7 @@ def reference(moe: Moe, x: np.ndarray, norm: bool = True) -> tuple[np.ndarray, n
 
 def run(evaluator: Evaluator, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     taps: dict[str, np.ndarray] = {}
-    y = evaluator.run("main", {"x": x}, {}, lambda n, v: taps.update({n: v.copy()}))["y"]
+    y = evaluator.run("main", {"x": x}, {}, lambda n, v: taps.update({n: v.copy()}))["layers_0_moe"]
     return y, taps["layers_0_selection"].argmax(-1)
 
 
@@ -265,9 +265,9 @@ def test_every_byte_unpacks_exactly(tmp_path: Path, arithmetic: str) -> None:
         index = np.array([0], np.uint16)
         codes = mb.gather(x=mb.const(val=packed.view(np.int8)), indices=index, axis=0)
         scale = mb.const(val=np.ones((1, 16, 1), np.float16))
-        function.set_outputs(
-            [mb.identity(x=packed_matmul(function.inputs["x"], codes, scale), name="y")]
-        )
+        y = packed_matmul(function.inputs["x"], codes, scale)
+        y.name = "y"
+        function.set_outputs([y])
     program.add_function("main", function)
     program.export_as_multifunction = True
     save(program, tmp_path)

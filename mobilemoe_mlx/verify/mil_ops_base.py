@@ -169,3 +169,9 @@ def axis_of(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise UserError(f"axis {axis} is outside a tensor of rank {rank}")
     return axis % rank
+
+
+def require(name: str, value: Any, only: Any) -> None:
+    """UserError for a value of the input `name` that no export gives it."""
+    if value != only:
+        raise UserError(f"its input '{name}' is {value}, not {only}")

@@ -1,4 +1,4 @@
-"""Ops that compute each element apart: arithmetic, comparison, logic, cast."""
+"""Ops that compute each element apart: arithmetic, comparison, cast."""
 
 from __future__ import annotations
 
@@ -47,18 +47,6 @@ def _comparison(name: str, function: Callable[[Array, Array], Any]) -> Operator:
     )
 
 
-def _logical(name: str, function: Callable[[Array, Array], Any]) -> Operator:
-    return operation("bool", x=tensor("bool"), y=tensor("bool"))(
-        _named(name, lambda x, y: np.asarray(function(x, y)))
-    )
-
-
-def _floor_divide(x: Array, y: Array) -> Array:
-    if np.issubdtype(y.dtype, np.integer) and not y.all():
-        raise UserError("it divides by zero")
-    return np.floor_divide(x, y)
-
-
 def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
@@ -67,14 +55,10 @@ add = _binary("add", np.add, FLOAT_INT32)
 sub = _binary("sub", np.subtract, FLOAT_INT32)
 mul = _binary("mul", np.multiply, FLOAT_INT32)
 minimum = _binary("minimum", np.minimum, FLOAT_INT32)
-maximum = _binary("maximum", np.maximum, FLOAT_INT32)
-floor_div = _binary("floor_div", _floor_divide, FLOAT_INT32)
 # Documented for int32 too, but not what the quotient of 7 and 2 is as int32.
 real_div = _binary("real_div", np.true_divide, FLOAT)
 
 floor = _unary("floor", np.floor, FLOAT)
-exp = _unary("exp", np.exp, FLOAT)
-sqrt = _unary("sqrt", np.sqrt, FLOAT)
 square = _unary("square", np.square, FLOAT_INT32)
 sigmoid = _unary("sigmoid", _sigmoid, FLOAT)
 silu = _unary("silu", lambda x: x * _sigmoid(x), FLOAT)
@@ -84,37 +68,11 @@ less_equal = _comparison("less_equal", np.less_equal)
 greater = _comparison("greater", np.greater)
 greater_equal = _comparison("greater_equal", np.greater_equal)
 equal = _comparison("equal", np.equal)
-not_equal = _comparison("not_equal", np.not_equal)
-
-logical_and = _logical("logical_and", np.logical_and)
-logical_or = _logical("logical_or", np.logical_or)
-
-
-@operation("bool", x=tensor("bool"))
-def logical_not(x: Array) -> Array:
-    return np.asarray(np.logical_not(x))
 
 
 @operation(x=tensor("T"), epsilon=scalar("U"), domains={"T": FLOAT, "U": FLOAT})
 def rsqrt(x: Array, epsilon: float = 1e-12) -> Array:
     return elementwise(lambda v: 1 / np.sqrt(v + np.float32(epsilon)), x)
-
-
-@operation(x=tensor("T"), alpha=scalar("T"), beta=scalar("T"), domains={"T": FLOAT})
-def clip(x: Array, alpha: float, beta: float) -> Array:
-    if alpha >= beta:
-        raise UserError(f"its alpha {alpha} is not below its beta {beta}")
-    return elementwise(lambda v: np.clip(v, np.float32(alpha), np.float32(beta)), x)
-
-
-@operation(cond=tensor("bool"), a=tensor("T"), b=tensor("T"), domains={"T": (*FLOAT_INT32, "bool")})
-def select(cond: Array, a: Array, b: Array) -> Array:
-    return np.where(cond, a, b)
-
-
-@operation(x=tensor("T"), domains={"T": (*FLOAT_INT32, "bool")})
-def identity(x: Array) -> Array:
-    return x
 
 
 _CAST_TYPES = {

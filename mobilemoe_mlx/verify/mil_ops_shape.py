@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from mobilemoe_mlx.verify.mil_ops_base import (
     axis_of,
     numbers,
     operation,
+    require,
     scalar,
     tensor,
     tensors,
@@ -61,13 +61,6 @@ def expand_dims(x: Array, axes: Ints) -> Array:
     return np.expand_dims(x, axes)
 
 
-@operation(x=tensor("T"), axes=numbers("int32"), domains={"T": ANY})
-def squeeze(x: Array, axes: Ints | None = None) -> Array:
-    """Axes longer than 1 stay."""
-    wanted = range(x.ndim) if axes is None else [axis_of(axis, x.ndim) for axis in axes]
-    return x.squeeze(tuple(axis for axis in set(wanted) if x.shape[axis] == 1))
-
-
 @operation(x=tensor("T"), reps=numbers("int32", const=False), domains={"T": _FOUR})
 def tile(x: Array, reps: Ints) -> Array:
     if len(reps) != x.ndim or min(reps, default=1) < 1:
@@ -80,13 +73,8 @@ def tile(x: Array, reps: Ints) -> Array:
 )
 def concat(values: tuple[Array, ...], axis: int, interleave: bool = False) -> Array:
     """Scalars count as tensors of one element."""
-    parts = [np.atleast_1d(value) for value in values]
-    if not interleave:
-        return np.concatenate(parts, axis)
-    axis = axis_of(axis, parts[0].ndim)
-    together = np.stack(parts, axis + 1)
-    shape = parts[0].shape
-    return together.reshape(*shape[:axis], len(parts) * shape[axis], *shape[axis + 1 :])
+    require("interleave", interleave, False)
+    return np.concatenate([np.atleast_1d(value) for value in values], axis)
 
 
 @operation(values=tensors("T"), axis=scalar("int32"), domains={"T": _FOUR})
@@ -162,23 +150,6 @@ def slice_by_index(
     return np.asarray(x[index])
 
 
-@operation(
-    x=tensor("T"),
-    begin=numbers("U", const=False),
-    size=numbers("U", const=False),
-    domains={"T": ANY, "U": SIGNED},
-)
-def slice_by_size(x: Array, begin: Ints, size: Ints) -> Array:
-    """A size of -1 is all that remains."""
-    if not len(begin) == len(size) == x.ndim:
-        raise UserError(f"it slices a tensor of rank {x.ndim} by lists of other lengths")
-    sizes = [n - b if s == -1 else s for n, b, s in zip(x.shape, begin, size, strict=True)]
-    for i, (n, b, s) in enumerate(zip(x.shape, begin, sizes, strict=True)):
-        if b < 0 or s < 0 or b + s > n:
-            raise UserError(f"its slice of {s} elements from {b} of axis {i} reaches beyond {n}")
-    return x[tuple(slice(b, b + s) for b, s in zip(begin, sizes, strict=True))]
-
-
 @operation(x=tensor("T"), update=tensor("T"), domains={"T": ANY, "U": SIGNED}, **_SLICE_INPUTS)
 def slice_update(
     x: Array,
@@ -198,15 +169,6 @@ def slice_update(
     return out
 
 
-def _checked(indices: Array, length: int) -> Array:
-    """Indices for numpy; UserError for one that no element has (negative ones included)."""
-    if indices.size and (indices.min() < 0 or indices.max() >= length):
-        raise UserError(
-            f"its indices reach from {indices.min()} to {indices.max()}, of {length} elements"
-        )
-    return indices.astype(np.intp)
-
-
 @operation(
     x=tensor("T"),
     indices=tensor("I"),
@@ -218,45 +180,15 @@ def _checked(indices: Array, length: int) -> Array:
 def gather(
     x: Array, indices: Array, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
 ) -> Array:
-    """Checks its indices whether told so or not: what Core ML gives for others is undefined."""
+    """Checks its indices whether told so or not: what Core ML gives for others is undefined.
+
+    No index may be negative.
+    """
+    require("batch_dims", batch_dims, 0)
     axis = axis_of(axis, x.ndim)
-    batch = x.shape[:batch_dims]
-    if not 0 <= batch_dims <= axis or indices.shape[:batch_dims] != batch:
+    length = x.shape[axis]
+    if indices.size and (indices.min() < 0 or indices.max() >= length):
         raise UserError(
-            f"its batch_dims is {batch_dims}, for {list(x.shape)}, indices {list(indices.shape)} "
-            f"and axis {axis}"
+            f"its indices reach from {indices.min()} to {indices.max()}, of {length} elements"
         )
-    indices = _checked(indices, x.shape[axis])
-    if not batch_dims:
-        return np.asarray(np.take(x, indices, axis))
-    tables = x.reshape(-1, *x.shape[batch_dims:])
-    rows = indices.reshape(-1, *indices.shape[batch_dims:])
-    taken = [np.take(t, r, axis - batch_dims) for t, r in zip(tables, rows, strict=True)]
-    return np.stack(taken).reshape(*batch, *taken[0].shape)
-
-
-@operation(
-    x=tensor("T"),
-    indices=tensor("I"),
-    axis=scalar("int32"),
-    validate_indices=scalar("bool"),
-    domains={"T": _NUMBERS, "I": INTEGER},
-)
-def gather_along_axis(
-    x: Array, indices: Array, axis: int = 0, validate_indices: bool = False
-) -> Array:
-    axis = axis_of(axis, x.ndim)
-    if indices.ndim != x.ndim or any(
-        i != axis and n != m for i, (n, m) in enumerate(zip(x.shape, indices.shape, strict=True))
-    ):
-        raise UserError(f"it gathers {list(indices.shape)} from {list(x.shape)} along axis {axis}")
-    return np.take_along_axis(x, _checked(indices, x.shape[axis]), axis)
-
-
-@operation(start=tensor("T"), end=tensor("T"), step=tensor("T"), domains={"T": FLOAT_INT32})
-def range_1d(start: Array, end: Array, step: Array) -> Array:
-    first, last, by = start.item(), end.item(), step.item()
-    if by == 0:
-        raise UserError("its step is 0")
-    count = max(0, math.ceil((last - first) / by))
-    return (first + by * np.arange(count)).astype(start.dtype)
+    return np.asarray(np.take(x, indices.astype(np.intp), axis))

@@ -1,4 +1,4 @@
-"""Ops that add up: products, attention, reductions, softmax; and the dequantised constants.
+"""Ops that add up: products, attention, reductions; and the dequantised constants.
 
 Sums are in float32 whatever the type, with one rounding at the end; int32 sums are exact.
 """
@@ -21,6 +21,7 @@ from mobilemoe_mlx.verify.mil_ops_base import (
     narrow,
     numbers,
     operation,
+    require,
     scalar,
     single,
     tensor,
@@ -118,17 +119,12 @@ def scaled_dot_product_attention(
             scores += single(attn_mask)
         else:
             raise UserError(f"its mask is {attn_mask.dtype}, its query {query.dtype}")
-    return np.matmul(_softmax(scores, -1), _for_blas(single(value))).astype(query.dtype, copy=False)
+    return np.matmul(_softmax(scores), _for_blas(single(value))).astype(query.dtype, copy=False)
 
 
-@operation(x=tensor("T"), axis=scalar("int32"), domains={"T": FLOAT})
-def softmax(x: Array, axis: int = -1) -> Array:
-    return _softmax(single(x), axis_of(axis, x.ndim)).astype(x.dtype, copy=False)
-
-
-def _softmax(x: Array, axis: int) -> Array:
-    powers = np.exp(x - x.max(axis, keepdims=True))
-    powers /= powers.sum(axis, keepdims=True)
+def _softmax(x: Array) -> Array:
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    powers /= powers.sum(-1, keepdims=True)
     return powers
 
 
@@ -149,11 +145,6 @@ def _reduction(
 
 
 reduce_sum = _reduction("reduce_sum", lambda x, axes, keep: x.sum(axes, keepdims=keep))
-reduce_sum_square = _reduction(
-    "reduce_sum_square", lambda x, axes, keep: np.square(x).sum(axes, keepdims=keep)
-)
-reduce_max = _reduction("reduce_max", lambda x, axes, keep: x.max(axes, keepdims=keep))
-reduce_min = _reduction("reduce_min", lambda x, axes, keep: x.min(axes, keepdims=keep))
 # Documented for int32 too, but not what the mean of 1 and 2 is as int32.
 reduce_mean = _reduction("reduce_mean", lambda x, axes, keep: x.mean(axes, keepdims=keep), FLOAT)
 
@@ -166,16 +157,11 @@ reduce_mean = _reduction("reduce_mean", lambda x, axes, keep: x.mean(axes, keepd
     domains={"T": FLOAT_INT32},
 )
 def cumsum(x: Array, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Array:
-    """An exclusive sum begins with 0 and leaves out the last element; reverse sums from the end."""
+    require("exclusive", exclusive, False)
+    require("reverse", reverse, False)
     axis = axis_of(axis, x.ndim)
     is_float = np.issubdtype(x.dtype, np.floating)
-    ordered = np.flip(x, axis) if reverse else x
-    sums = np.cumsum(ordered, axis, dtype=np.float32 if is_float else np.int64)
-    if exclusive:
-        first = [slice(None)] * x.ndim
-        first[axis] = slice(0, -1)
-        sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums[tuple(first)]], axis)
-    sums = np.flip(sums, axis) if reverse else sums
+    sums = np.cumsum(x, axis, dtype=np.float32 if is_float else np.int64)
     return sums.astype(x.dtype, copy=False) if is_float else narrow(sums, x.dtype)
 
 
@@ -183,30 +169,16 @@ def cumsum(x: Array, axis: int = 0, exclusive: bool = False, reverse: bool = Fal
     "D",
     data=tensor("S", const=True),
     scale=tensor("D", const=True),
-    offset=tensor("O", const=True),
-    domains={
-        "S": ("int4", "uint4", "int8", "uint8", *FLOAT),
-        "D": FLOAT,
-        "O": ("int4", "uint4", "int8", "uint8", *FLOAT),
-    },
+    domains={"S": ("int4", "uint4", "int8", "uint8", *FLOAT), "D": FLOAT},
 )
-def constexpr_blockwise_shift_scale(
-    data: Array, scale: Array, offset: Array | None = None
-) -> Array:
-    """scale x (data - offset), each of which holds for a block of data's elements on every axis."""
+def constexpr_blockwise_shift_scale(data: Array, scale: Array) -> Array:
+    """scale x data; a scale holds for a block of data's elements on every axis."""
     if data.ndim != scale.ndim or any(n % m for n, m in zip(data.shape, scale.shape, strict=True)):
         raise UserError(f"its scales {list(scale.shape)} do not divide data {list(data.shape)}")
-    if offset is not None and offset.shape != scale.shape:
-        raise UserError(f"its offsets are {list(offset.shape)}, its scales {list(scale.shape)}")
     blocks: list[int] = []
     singles: list[int] = []
     for n, m in zip(data.shape, scale.shape, strict=True):
         blocks += [m, n // m]
         singles += [m, 1]
-    operands = [data.reshape(blocks), scale.reshape(singles)]
-    if offset is None:
-        out = elementwise(lambda d, s: s * d, *operands, dtype=scale.dtype)
-    else:
-        operands.append(offset.reshape(singles))
-        out = elementwise(lambda d, s, o: s * (d - o), *operands, dtype=scale.dtype)
+    out = elementwise(np.multiply, data.reshape(blocks), scale.reshape(singles), dtype=scale.dtype)
     return out.reshape(data.shape)
