@@ -17,7 +17,7 @@ from coremltools.proto import Model_pb2
 from mobilemoe_mlx.accounting import Accounting, account
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import metadata, names, side_weights
+from mobilemoe_mlx.coreml import metadata, names, side_file
 from mobilemoe_mlx.coreml.features import Feature, describe_features
 from mobilemoe_mlx.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name
 from mobilemoe_mlx.errors import UserError
@@ -268,7 +268,7 @@ def _kind_of_entry(entry: contract.Entry) -> str:
 
 
 def _side_file(package: Path) -> tuple[Weights, ...]:
-    path = package.with_name(resources_name(package)) / side_weights.NAME
+    path = package.with_name(resources_name(package)) / side_file.NAME
     return (Weights(BESIDE, 1, path.stat().st_size),) if path.is_file() else ()
 
 

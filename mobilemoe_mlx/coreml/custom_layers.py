@@ -19,7 +19,7 @@ from coremltools.proto import FeatureTypes_pb2, Model_pb2, NeuralNetwork_pb2
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
 from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import metadata, names, side_weights
+from mobilemoe_mlx.coreml import metadata, names, side_file
 from mobilemoe_mlx.coreml.custom_layer_contract import Entry, LayerClass
 from mobilemoe_mlx.coreml.disk_errors import disk_errors
 from mobilemoe_mlx.coreml.options import ExportOptions
@@ -119,7 +119,7 @@ def build_custom_layer_model(
 def _write_side_file(layers: list[_Layer], folder: Path) -> list[dict[str, Any]]:
     """Write all weights; -> each layer's parameters that say where its own lie."""
     found: list[dict[str, Any]] = []
-    with side_weights.SideFileWriter(folder / side_weights.NAME) as file:
+    with side_file.SideFileWriter(folder / side_file.NAME) as file:
         for layer in layers:
             places: dict[str, Any] = {}
             for entry, tensor in zip(layer.kind.entries, layer.weights, strict=True):
@@ -128,7 +128,7 @@ def _write_side_file(layers: list[_Layer], folder: Path) -> list[dict[str, Any]]
                 places[f"{entry.name}_bytes"] = place.nbytes
             found.append(places)
     whole = {
-        "weights_file": side_weights.NAME,
+        "weights_file": side_file.NAME,
         "weights_bytes": file.nbytes,
         "weights_sha256": file.sha256,
     }

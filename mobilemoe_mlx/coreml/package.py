@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilemoe_mlx.checkpoint_check import Checkpoint
-from mobilemoe_mlx.coreml import metadata, resources, side_weights
+from mobilemoe_mlx.coreml import metadata, resources, side_file
 from mobilemoe_mlx.coreml.custom_layers import max_inline_bytes, write_custom_layer_model
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.save_program import write_program
@@ -66,7 +66,7 @@ def export_coreml(
             else write_custom_layer_model(source, options, credit, written, folder)
         )
         resources.write_manifest(written, folder, spec, source, options)
-        parts = (*written.rglob("*"), folder / side_weights.NAME)
+        parts = (*written.rglob("*"), folder / side_file.NAME)
         size = sum(p.stat().st_size for p in parts if p.is_file())
         has_tokenizer = (folder / "tokenizer.json").is_file()
     return Exported(

@@ -10,10 +10,10 @@ import numpy as np
 from mobilemoe_mlx.compare.values import LayerValues, Trace
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.coreml import names
+from mobilemoe_mlx.verify.custom_layer_evaluator import CustomLayerEvaluator
+from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel
 from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
 from mobilemoe_mlx.verify.mil_program import Package
-from mobilemoe_mlx.verify.network_package import NetworkPackage
-from mobilemoe_mlx.verify.neural_network import NeuralNetworkEvaluator
 
 
 class Call(NamedTuple):
@@ -134,12 +134,12 @@ class MLProgramSession:
 class CustomLayerSession:
     """The custom-layer form: caches go in, and the rows that come out are copied into them."""
 
-    def __init__(self, package: NetworkPackage, args: ModelArgs) -> None:
+    def __init__(self, package: CustomLayerModel, args: ModelArgs) -> None:
         self.args = args
         self.block = package.inputs[names.TOKENS].sizes[0][1]
         self.context = package.inputs[names.KEY_CACHE].shape[2]
         self._cache_shape = package.inputs[names.KEY_CACHE].shape
-        self._evaluator = NeuralNetworkEvaluator(package)
+        self._evaluator = CustomLayerEvaluator(package)
         self.reset()
 
     def reset(self) -> None:

@@ -21,8 +21,8 @@ from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
 from mobilemoe_mlx.verify.cases import CASES, run_case
 from mobilemoe_mlx.verify.files import check_files
 from mobilemoe_mlx.verify.greedy import compare_greedy
-from mobilemoe_mlx.verify.package_form import SavedPackage, open_saved
 from mobilemoe_mlx.verify.report import VerifyReport
+from mobilemoe_mlx.verify.saved_package import SavedPackage, open_saved
 
 PROMPT = "Once upon a time"
 _RANDOM_PROMPT = 12  # tokens, for a checkpoint without a tokenizer

@@ -10,18 +10,18 @@ from mobilemoe_mlx.coreml import custom_layer_contract as contract
 from mobilemoe_mlx.coreml import custom_layer_reference as reference
 from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.verify.network_package import Layer, NetworkPackage
+from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel, Layer
 
 Watch = Callable[[str, np.ndarray], None]
 
 
-class NeuralNetworkEvaluator:
-    """Runs a package (`network_package.read_network`) with the reference of the contract.
+class CustomLayerEvaluator:
+    """Runs a package (`custom_layer_package.read_custom_layer_model`) with the reference of the contract.
 
     Arrays between layers are float32, as on the CPU.
     """
 
-    def __init__(self, package: NetworkPackage) -> None:
+    def __init__(self, package: CustomLayerModel) -> None:
         self.package = package
         (self._embedding,) = package.layers_of(contract.EMBEDDING)
 

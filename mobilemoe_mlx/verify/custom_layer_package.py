@@ -77,7 +77,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class NetworkPackage:
+class CustomLayerModel:
     """A package whose layers are those of the contract and fit together."""
 
     path: Path
@@ -91,7 +91,7 @@ class NetworkPackage:
         return [layer for layer in self.layers if layer.kind is kind]
 
 
-def read_network(path: Path, resources: Path | None = None) -> NetworkPackage:
+def read_custom_layer_model(path: Path, resources: Path | None = None) -> CustomLayerModel:
     """Read the package at `path`; the protobuf message stays in memory, a side file does not.
 
     `resources`: the folder with the side weight file, if there is one; by default that beside the
@@ -103,7 +103,7 @@ def read_network(path: Path, resources: Path | None = None) -> NetworkPackage:
         spec = read_spec(model_file(path))
         _check_model(spec)
         side = SideFile(folder)
-        package = NetworkPackage(
+        package = CustomLayerModel(
             path=path,
             inputs=_features(spec.description.input),
             outputs=_features(spec.description.output),
@@ -287,7 +287,7 @@ def _input_shapes(layer: Layer) -> list[contract.Shape]:
     return shapes * layer.parameters["layers"] if layer.kind.one_input_a_layer else shapes
 
 
-def _check_graph(package: NetworkPackage) -> None:
+def _check_graph(package: CustomLayerModel) -> None:
     """Each array between layers is made once, before it is used, with the shape it is used as."""
     if set(package.inputs) != {names.TOKENS, names.POSITION, names.KEY_CACHE, names.VALUE_CACHE}:
         raise UnknownContent(f"its inputs are {', '.join(package.inputs)}")
@@ -320,7 +320,7 @@ def _shapes(
     return dict(zip(given, numbers, strict=True))
 
 
-def _check_table(package: NetworkPackage) -> None:
+def _check_table(package: CustomLayerModel) -> None:
     """Every head's table is that of the one embedding, and its name is the table's checksum."""
     embeddings, heads = package.layers_of(contract.EMBEDDING), package.layers_of(contract.HEAD)
     if len(embeddings) != 1 or len(heads) != 1:

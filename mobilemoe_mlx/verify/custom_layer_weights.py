@@ -7,11 +7,11 @@ import numpy as np
 from mobilemoe_mlx.checkpoint_check import Checkpoint
 from mobilemoe_mlx.coreml.source import to_numpy
 from mobilemoe_mlx.model import rope_periods
-from mobilemoe_mlx.verify.network_package import NetworkPackage
+from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel
 from mobilemoe_mlx.verify.weights import WeightsReport, byte_differences
 
 
-def check_layer_weights(package: NetworkPackage, checkpoint: Checkpoint) -> WeightsReport:
+def check_layer_weights(package: CustomLayerModel, checkpoint: Checkpoint) -> WeightsReport:
     """Compare every entry of every layer with the INT4 tensors of `checkpoint`.
 
     Codes and scales are compared as bytes, floats as bytes after exact widening, the periods of

@@ -12,11 +12,11 @@ from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.coreml.metadata import user_defined
 from mobilemoe_mlx.coreml.options import TARGETS
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.verify.layer_weights import check_layer_weights
+from mobilemoe_mlx.verify.custom_layer_package import read_custom_layer_model
+from mobilemoe_mlx.verify.custom_layer_weights import check_layer_weights
 from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
 from mobilemoe_mlx.verify.mil_program import read_package
 from mobilemoe_mlx.verify.model_file import model_file
-from mobilemoe_mlx.verify.network_package import read_network
 from mobilemoe_mlx.verify.session import CustomLayerSession, MLProgramSession, Session
 from mobilemoe_mlx.verify.weights import WeightsReport, check_weights
 
@@ -87,7 +87,7 @@ class CustomLayerPackage:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._package = read_network(path)
+        self._package = read_custom_layer_model(path)
         self.user_defined = user_defined(self._package.user_defined)
         self.context = self._package.inputs[names.KEY_CACHE].shape[2]
         (head,) = self._package.layers_of(contract.HEAD)

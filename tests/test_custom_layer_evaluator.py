@@ -23,8 +23,8 @@ from mobilemoe_mlx.coreml.metadata import Credits
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.source import open_source
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.verify.network_package import read_network
-from mobilemoe_mlx.verify.neural_network import NeuralNetworkEvaluator
+from mobilemoe_mlx.verify.custom_layer_evaluator import CustomLayerEvaluator
+from mobilemoe_mlx.verify.custom_layer_package import read_custom_layer_model
 
 CONTEXT, BLOCK, VOCABULARY = 48, 16, 480
 
@@ -77,8 +77,8 @@ class App:
     """What an app does with a package: calls it and copies the new rows into its caches."""
 
     def __init__(self, path: Path, leftover: float = 0.0) -> None:
-        package = read_network(path)
-        self.evaluator = NeuralNetworkEvaluator(package)
+        package = read_custom_layer_model(path)
+        self.evaluator = CustomLayerEvaluator(package)
         shape = package.inputs["key_cache"].shape
         self.caches = {
             n: np.full(shape, leftover, np.float32) for n in ("key_cache", "value_cache")
@@ -170,7 +170,7 @@ def test_both_forms_are_one_model(inside: Path, beside: Path, tokens: np.ndarray
 
 
 def test_the_package_is_described(inside: Path) -> None:
-    package = read_network(inside)
+    package = read_custom_layer_model(inside)
     assert package.inputs["tokens"].shape == (-1,)
     assert str(package.inputs["tokens"]) == "int32 [1..16]"
     assert package.inputs["key_cache"].shape == (2, 2, CONTEXT, 16)
@@ -416,7 +416,7 @@ def test_what_the_contract_lacks_is_refused(inside: Path, tmp_path: Path, case: 
     change, complaint = DAMAGE[case]
     copy = damaged(inside, tmp_path, change)
     with pytest.raises(UserError, match=complaint) as raised:
-        read_network(copy)
+        read_custom_layer_model(copy)
     assert str(copy) in str(raised.value)
 
 
@@ -468,30 +468,30 @@ SIDE_DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
 def test_a_wrong_side_file_is_refused(beside: Path, tmp_path: Path, case: str) -> None:
     change, complaint = SIDE_DAMAGE[case]
     with pytest.raises(UserError, match=complaint):
-        read_network(damaged(beside, tmp_path, change))
+        read_custom_layer_model(damaged(beside, tmp_path, change))
 
 
 def test_a_changed_side_file_is_refused(beside: Path, tmp_path: Path) -> None:
     copy = damaged(beside, tmp_path, lambda spec: None)
-    read_network(copy)
+    read_custom_layer_model(copy)
     path = copy.parent / "X-resources" / "weights.bin"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="its size or checksum differs"):
-        read_network(copy)
+        read_custom_layer_model(copy)
     path.unlink()
     with pytest.raises(UserError, match=r"weights\.bin is missing"):
-        read_network(copy)
+        read_custom_layer_model(copy)
 
 
 def test_a_side_file_may_lie_elsewhere(beside: Path, tmp_path: Path, tokens: np.ndarray) -> None:
     shutil.copytree(beside, tmp_path / "Y.mlpackage")
     with pytest.raises(UserError, match=r"Y-resources/weights\.bin is missing"):
-        read_network(tmp_path / "Y.mlpackage")
-    package = read_network(tmp_path / "Y.mlpackage", beside.parent / "X-resources")
+        read_custom_layer_model(tmp_path / "Y.mlpackage")
+    package = read_custom_layer_model(tmp_path / "Y.mlpackage", beside.parent / "X-resources")
     app = App(beside)
-    moved_logits = NeuralNetworkEvaluator(package).run(app.inputs(tokens[:4]))["logits"]
+    moved_logits = CustomLayerEvaluator(package).run(app.inputs(tokens[:4]))["logits"]
     np.testing.assert_array_equal(moved_logits, app.feed(tokens[:4]))
 
 
@@ -501,24 +501,24 @@ def test_a_damaged_package_is_refused(inside: Path, tmp_path: Path) -> None:
     content = model.read_bytes()
     model.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="damaged"):
-        read_network(copy)
+        read_custom_layer_model(copy)
     # A field of the protobuf message that nobody has given a name: number 15000, the value 1.
     model.write_bytes(content + b"\xc0\xa9\x07\x01")
     with pytest.raises(UserError, match="cannot name"):
-        read_network(copy)
+        read_custom_layer_model(copy)
     model.unlink()
     with pytest.raises(UserError, match="No such file"):
-        read_network(copy)
+        read_custom_layer_model(copy)
     manifest = copy / "Manifest.json"
     content_of = json.loads(manifest.read_text())
     root = content_of["itemInfoEntries"][content_of["rootModelIdentifier"]]
     root["path"] = "../../elsewhere.mlmodel"
     manifest.write_text(json.dumps(content_of))
     with pytest.raises(UserError, match="outside the package"):
-        read_network(copy)
+        read_custom_layer_model(copy)
     manifest.write_text("{}")
     with pytest.raises(UserError, match="names no model"):
-        read_network(copy)
+        read_custom_layer_model(copy)
     manifest.unlink()
     with pytest.raises(UserError, match="not a Core ML package"):
-        read_network(copy)
+        read_custom_layer_model(copy)
