@@ -16,7 +16,7 @@ Watch = Callable[[str, np.ndarray], None]
 
 
 class CustomLayerEvaluator:
-    """Runs a package (`custom_layer_package.read_custom_layer_model`) with the reference of the contract.
+    """Runs a package of `custom_layer_package` with the reference of the contract.
 
     Arrays between layers are float32, as on the CPU.
     """
