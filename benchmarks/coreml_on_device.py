@@ -80,14 +80,14 @@ class DevicePackage:
             self._states = dict.fromkeys(self._functions, shared)
         self._latest: str | None = None  # the function that has written the cache last
 
-    def feed(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Run `decode` for one token, else `prefill`; the first token is at `position`.
+    def feed(self, tokens: Sequence[int], position: int, is_decode: bool) -> np.ndarray:
+        """Run `decode` for one token, or `prefill`; the first token is at `position`.
 
         Returns logits, float32 [rows, vocabulary]: the last token's, or every token's.
         """
         count = len(tokens)
-        name = names.DECODE if count == 1 else names.PREFILL
-        padding = [] if count == 1 else [0] * (self.block - count)
+        name = names.DECODE if is_decode else names.PREFILL
+        padding = [0] * ((1 if is_decode else self.block) - count)
         data = {
             names.TOKENS: np.array([[*tokens, *padding]], np.int32),
             names.POSITION: np.array([position], np.int32),
@@ -106,7 +106,8 @@ class DevicePackage:
         """Feed a prompt from position 0 in blocks; the logits of its last call."""
         logits = np.empty((0, 0), np.float32)
         for call in plan(len(tokens), len(tokens), self.block, self.context):
-            logits = self.feed(tokens[call.start : call.start + call.length], call.start)
+            part = tokens[call.start : call.start + call.length]
+            logits = self.feed(part, call.start, call.is_decode)
         return logits
 
 
@@ -161,8 +162,8 @@ def measure(
         started = time.perf_counter()
         device = DevicePackage(info, load(package, units, Path(work)), "prefill")
         loaded = time.perf_counter()
-        device.feed(tokens[:2], 0)
-        device.feed(tokens[:1], 2)
+        device.feed(tokens[:2], 0, False)
+        device.feed(tokens[:1], 2, True)
         called = time.perf_counter()
         for _ in range(repeats):
             device.reset()
@@ -171,7 +172,7 @@ def measure(
             prefills.append(time.perf_counter() - start)
             for position in range(prompt, prompt + generate):
                 start = time.perf_counter()
-                device.feed([tokens[position]], position)
+                device.feed([tokens[position]], position, True)
                 decodes.append(time.perf_counter() - start)
     prefill, decode = statistics.median(prefills), statistics.median(decodes)
     return {

@@ -331,7 +331,10 @@ def test_positions_beyond_a_16_bit_index(tmp_path: Path) -> None:
     session.reset()
     angles = [np.cos((65_540 + t) / rope_periods(args).astype(np.float64)) for t in range(2)]
     assert np.allclose(read_constant(package, names.ROPE_COS)[65_540:65_542], angles, atol=1e-6)
-    logits = [session.feed([5, 6], 65_540).logits, session.feed([7], 65_542).logits]
+    logits = [
+        session.feed([5, 6], 65_540, is_decode=False).logits,
+        session.feed([7], 65_542, is_decode=True).logits,
+    ]
     assert all(np.isfinite(row).all() for row in logits)
 
 

@@ -75,7 +75,7 @@ def logits_of(fed: Any, tokens: list[int]) -> dict[int, np.ndarray]:
     out: dict[int, np.ndarray] = {}
     for call in plan(PROMPT, len(tokens), BLOCK, CONTEXT):
         end = call.start + call.length
-        rows = fed.feed(tokens[call.start : end], call.start)
+        rows = fed.feed(tokens[call.start : end], call.start, call.is_decode)
         rows = getattr(rows, "logits", rows)  # a session returns a Step
         out |= {end - len(rows) + i: row for i, row in enumerate(rows)}
     return out
@@ -140,8 +140,8 @@ def test_two_states_without_a_copy_give_other_logits(
     device.reset()
     device._states["decode"] = functions["decode"].make_state()
     for call in plan(PROMPT, PROMPT, BLOCK, CONTEXT):
-        device.feed(tokens[call.start : call.start + call.length], call.start)
-    apart = device.feed([tokens[PROMPT]], PROMPT)[-1]
+        device.feed(tokens[call.start : call.start + call.length], call.start, call.is_decode)
+    apart = device.feed([tokens[PROMPT]], PROMPT, True)[-1]
     assert TensorError.between(apart[None], shared[None]).mean > 10 * limit("declared", 3).value
 
 

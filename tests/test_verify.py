@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from mobilemoe_mlx.cli import verify as verify_command
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.compare.measures import TensorError
 from mobilemoe_mlx.compare.values import LayerValues, Trace
+from mobilemoe_mlx.coreml import moe_lowering
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.verify.cases import CASES, Case, CaseReport, compare_case
 from mobilemoe_mlx.verify.greedy import GreedyReport
 from mobilemoe_mlx.verify.report import VerifyReport
-from mobilemoe_mlx.verify.session import Call, plan
+from mobilemoe_mlx.verify.session import Call, chat_plan, plan
 from mobilemoe_mlx.verify.tolerance import FLOAT16_ROUNDING, limit
 from mobilemoe_mlx.verify.verify import verify_package
 from mobilemoe_mlx.verify.weight_file import WeightFile
@@ -49,7 +51,10 @@ def test_a_good_package_passes(report: VerifyReport) -> None:
     # 2 layers x (5 vectors and matrices without scales + 9 packed with scales) + embedding + norm
     assert report.weights.tensors == 2 * (4 + 2 * 9) + 3
     names = [(case.arithmetic, case.case) for case in report.cases]
-    assert names == [(a, c) for a in ("float32", "declared") for c in ("short", "long", "full")]
+    assert names == [
+        *(("float32", case) for case in ("short", "long", "full", "chat", "routing")),
+        *(("declared", case) for case in ("short", "long", "full", "chat")),
+    ]
 
 
 def test_float32_arithmetic_leaves_nothing_to_hide_behind(report: VerifyReport) -> None:
@@ -62,10 +67,11 @@ def test_float32_arithmetic_leaves_nothing_to_hide_behind(report: VerifyReport) 
 def test_prompts_and_decoding_reach_the_end_of_the_context(report: VerifyReport) -> None:
     full = [case for case in report.cases if case.case == "full"]
     assert all(case.tokens == OPTIONS.context for case in full)
-    assert all(case.prompt == OPTIONS.context - 4 for case in full)
+    assert all(case.decoded == 4 for case in full)
     short = next(case for case in report.cases if case.case == "short")
     long = next(case for case in report.cases if case.case == "long")
-    assert short.prompt < OPTIONS.prefill_block < 2 * OPTIONS.prefill_block < long.prompt
+    block = OPTIONS.prefill_block
+    assert short.tokens - short.decoded < block < 2 * block < long.tokens - long.decoded
 
 
 def test_greedy_text_is_the_same(report: VerifyReport) -> None:
@@ -353,6 +359,153 @@ def test_every_case_of_the_smallest_context_runs_both_functions(
     assert not report.passed
 
 
+# -- what random tokens do not show -------------------------------------------------------------
+
+
+def test_ties_are_tried(int4_folder: Path, tmp_path: Path) -> None:
+    """The matrix of lower indices transposed: ties go to the higher one."""
+
+    def higher_index(matrix: np.ndarray, diagonal: int) -> np.ndarray:
+        return np.triu(matrix, -diagonal)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "tril", higher_index)
+        package = export_coreml(int4_folder, tmp_path / "t.mlpackage", OPTIONS).package
+    report = verify_package(package, int4_folder, cases=["long", "routing"], greedy_tokens=0)
+    long, routing = report.cases[:2]
+    assert long.passed  # random scores have no ties
+    assert not routing.passed
+
+
+@pytest.mark.parametrize("fewer", [1, 3])
+def test_the_fullest_routing_is_tried(
+    int4_folder: Path, tmp_path: Path, fewer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = moe_lowering.most_blocks
+    options = ExportOptions(context=200, prefill_block=96)
+    monkeypatch.setattr(moe_lowering, "most_blocks", lambda *sizes: most(*sizes) - fewer)
+    package = export_coreml(int4_folder, tmp_path / "f.mlpackage", options).package
+    try:
+        report = verify_package(package, int4_folder, cases=["routing"], greedy_tokens=0)
+    except UserError as error:  # a row beyond the blocks
+        assert "indices reach" in str(error)
+    else:
+        assert not report.passed
+
+
+def test_every_expert_is_tried_in_decode(mutable: Path, int4_folder: Path) -> None:
+    def edit(ops) -> None:
+        numbers = np.arange(7, dtype=np.float32).tolist()
+        found = [
+            op.attributes["val"].immediateValue.tensor.floats.values
+            for op in ops
+            if op.type == "const"
+        ]
+        (*_, indices) = [values for values in found if list(values) == numbers]
+        indices[6] = 0.0
+
+    edit_program(mutable, edit, ("decode",))
+    report = verify_package(mutable, int4_folder, cases=["routing"], greedy_tokens=0)
+    assert not report.passed
+
+
+def test_layers_are_judged_where_logits_do_not_show() -> None:
+    """Not all tokens of a block have logits, and not all layers reach those that do."""
+    random = np.random.default_rng(0)
+    scores = np.tile(np.array([0.9, 0.5, 0.1], np.float32), (8, 1))
+    experts = np.tile(np.array([0, 1]), (8, 1))
+    hidden = random.normal(size=(8, 4)).astype(np.float32)
+    logits = random.normal(size=(1, 32)).astype(np.float32)
+    reference = Trace([LayerValues(hidden, scores, experts)], logits)
+    for wrong in (
+        LayerValues(hidden + np.float32(1e-3) * (np.arange(8) == 5)[:, None], scores, experts),
+        LayerValues(hidden, scores + np.float32(1e-4), experts),
+    ):
+        case = Case("short", [0] * 8, 4)
+        measured = Trace([wrong], logits)
+        report = compare_case(case, measured, reference, [7], "float32")
+        assert report.judged == 0 and not report.passed
+        assert compare_case(case, reference, reference, [7], "float32").passed
+
+
+def test_a_right_constant_that_nothing_uses(mutable: Path, int4_folder: Path) -> None:
+    """Beside it lies a wrong one, which is used."""
+
+    def edit(ops) -> None:
+        position, op = next(
+            (i, o) for i, o in enumerate(ops) if o.outputs and o.outputs[0].name == "norm"
+        )
+        decoy = type(op)()
+        decoy.CopyFrom(op)
+        decoy.outputs[0].name = "used_norm"
+        decoy.attributes["name"].immediateValue.tensor.strings.values[0] = "used_norm"
+        for other in ops:
+            for argument in other.inputs.values():
+                for binding in argument.arguments:
+                    if binding.name == "norm":
+                        binding.name = "used_norm"
+        ops.insert(position, decoy)
+
+    edit_program(mutable, edit, ("decode",))
+    report = verify_package(mutable, int4_folder, cases=[], greedy_tokens=0)
+    assert report.weights.problems == ("decode: nothing uses norm",)
+
+
+def test_biases_and_epsilons_are_checked(mutable: Path, int4_folder: Path) -> None:
+    def edit(ops) -> None:
+        for op in ops:
+            if op.type == "rsqrt":
+                name = op.inputs["epsilon"].arguments[0].name
+                (constant,) = [o for o in ops if o.outputs and o.outputs[0].name == name]
+                constant.attributes["val"].immediateValue.tensor.floats.values[0] = 1.01e-5
+                return
+
+    edit_program(mutable, edit, ("prefill",))
+    report = verify_package(mutable, int4_folder, cases=[], greedy_tokens=0)
+    (problem,) = report.weights.problems
+    assert "prefill: " in problem and "epsilon" in problem
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda spec: setattr(spec.description, "defaultFunctionName", "x"), "default function"),
+        (lambda spec: renamed(spec, "value_cache", "values"), "value_cache is None"),
+        (lambda spec: renamed(spec, "key_cache", "keys"), "no tokens or no key_cache"),
+        (lambda spec: renamed(spec, "tokens", "ids"), "no tokens or no key_cache"),
+        (lambda spec: renamed(spec, "logits", "scores"), "logits is None"),
+        (lambda spec: renamed(spec, "layers_1_hidden", "h"), "layers_1_hidden is None"),
+    ],
+)
+def test_another_interface(
+    mutable: Path, int4_folder: Path, edit: Callable[[Any], None], words: str
+) -> None:
+    spec = Model_pb2.Model()
+    spec.ParseFromString(spec_path(mutable).read_bytes())
+    edit(spec)
+    spec_path(mutable).write_bytes(spec.SerializeToString())
+    with pytest.raises(UserError, match=words):
+        verify_package(mutable, int4_folder)
+
+
+def renamed(spec: Any, old: str, new: str) -> None:
+    """Everywhere in both functions and their descriptions."""
+    for described in spec.description.functions:
+        for feature in (*described.input, *described.output, *described.state):
+            feature.name = new if feature.name == old else feature.name
+    for function in spec.mlProgram.functions.values():
+        for value in function.inputs:
+            value.name = new if value.name == old else value.name
+        for block in function.block_specializations.values():
+            block.outputs[:] = [new if name == old else name for name in block.outputs]
+            for op in block.operations:
+                for output in op.outputs:
+                    output.name = new if output.name == old else output.name
+                for argument in op.inputs.values():
+                    for binding in argument.arguments:
+                        binding.name = new if binding.name == old else binding.name
+
+
 # -- greedy text -------------------------------------------------------------------------------
 
 
@@ -467,10 +620,32 @@ def test_a_foreign_package(good: Path, int4_folder: Path, mutable: Path) -> None
 
 
 def test_plan_by_example() -> None:
-    assert list(plan(5, 7, 8, 32)) == [Call(0, 5), Call(5, 1), Call(6, 1)]
-    assert list(plan(20, 21, 8, 32)) == [Call(0, 8), Call(8, 8), Call(16, 4), Call(20, 1)]
+    def calls(*arguments: int) -> list[tuple[int, int, bool]]:
+        return [tuple(call) for call in plan(*arguments)]
+
+    assert calls(5, 7, 8, 32) == [(0, 5, False), (5, 1, True), (6, 1, True)]
+    assert calls(20, 21, 8, 32) == [(0, 8, False), (8, 8, False), (16, 4, False), (20, 1, True)]
     # 29 + 8 would pass the end: the last block starts at 24 - 2 = 22.
-    assert list(plan(29, 29, 8, 30)) == [Call(0, 8), Call(8, 8), Call(16, 8), Call(22, 7)]
+    assert calls(29, 29, 8, 30)[-2:] == [(16, 8, False), (22, 7, False)]
+    # A block of one token is a block.
+    assert calls(9, 9, 8, 32) == [(0, 8, False), (8, 1, False)]
+
+
+@pytest.mark.parametrize(("block", "context"), [(16, 64), (8, 30), (2, 4), (256, 2048)])
+def test_a_chat_goes_everywhere(block: int, context: int) -> None:
+    total = min(context, 4 * block)
+    calls = list(chat_plan(total, block, context))
+    covered: set[int] = set()
+    for call in calls:
+        assert set(range(call.start)) <= covered
+        assert call.start + (1 if call.is_decode else block) <= context
+        covered |= set(range(call.start, call.start + call.length))
+    assert covered == set(range(total))
+    assert calls[0] == Call(0, 1, is_decode=True)
+    assert calls[1].length == 1 or (block == context and not calls[1].is_decode)
+    blocks = [call for call in calls if not call.is_decode]
+    assert block < 8 or {call.length for call in blocks} >= {1, block, block * 2 // 3}
+    assert block < 8 or len({call.start % block for call in blocks}) > 3
 
 
 @pytest.mark.parametrize("block", [1, 3, 8, 16])
@@ -481,7 +656,7 @@ def test_plan_covers_everything_within_the_context(block: int, context: int) -> 
         covered: set[int] = set()
         for call in calls:
             assert set(range(call.start)) <= covered  # the cache has all that comes before
-            assert call.start + (block if call.length > 1 else 1) <= context
+            assert call.start + (1 if call.is_decode else block) <= context
             covered |= set(range(call.start, call.start + call.length))
         assert covered == set(range(context))
 

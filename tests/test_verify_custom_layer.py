@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_good_packages_pass(which: str, int4_folder: Path, request: pytest.Fixtu
     report = verify_package(package, int4_folder)
     assert report.passed
     assert report.form == "custom-layer"
-    assert [case.case for case in report.cases] == ["short", "long", "full"]
+    assert [case.case for case in report.cases] == ["short", "long", "full", "chat"]
     assert all(case.logits.max < 1e-5 for case in report.cases)
     assert report.weights.tensors == 2 * (4 + 2 * 9) + 3
     assert report.greedy is not None and len(report.greedy.generated) == 24
@@ -158,16 +159,46 @@ def test_weights_and_logits_both_catch(
     assert not report.cases[0].passed
 
 
-def test_logits_catch_a_wrong_parameter(good: Path, int4_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "parameter", "value", "shows"),
+    [
+        (contract.EXPERTS, "weight_scale", 2.0, True),
+        (contract.EXPERTS, "norm_eps", 1.01e-5, False),
+        (contract.ATTENTION, "qk_norm_eps", 1.1e-5, False),
+        (contract.ATTENTION, "score_scale", 0.2500001, False),
+        (contract.HEAD, "group_size", 64, False),
+    ],
+)
+def test_a_wrong_parameter(
+    good: Path,
+    int4_folder: Path,
+    tmp_path: Path,
+    kind: Any,
+    parameter: str,
+    value: Any,
+    shows: bool,
+) -> None:
     shutil.copytree(good, tmp_path / "C.mlpackage")
 
     def edit(custom) -> None:
-        custom.parameters["weight_scale"].doubleValue = 2.0
+        field = "intValue" if isinstance(value, int) else "doubleValue"
+        setattr(custom.parameters[parameter], field, value)
+
+    edited(tmp_path / "C.mlpackage", kind, edit)
+    report = verify(tmp_path / "C.mlpackage", int4_folder)
+    assert any(parameter in problem for problem in report.weights.problems)
+    assert report.cases[0].passed != shows
+
+
+def test_layers_that_stand_elsewhere(good: Path, int4_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "C.mlpackage")
+
+    def edit(custom) -> None:
+        custom.parameters["layer"].intValue = 0
 
     edited(tmp_path / "C.mlpackage", contract.EXPERTS, edit)
-    report = verify(tmp_path / "C.mlpackage", int4_folder)
-    assert report.weights.passed
-    assert not report.cases[0].passed
+    with pytest.raises(UserError, match="layers are not those of an export"):
+        verify(tmp_path / "C.mlpackage", int4_folder)
 
 
 def test_a_changed_side_file_is_not_used(beside: Path, int4_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-CASES = ("short", "long", "full")
+CASES = ("short", "long", "full", "chat", "routing")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--case",
         action="append",
         choices=CASES,
-        help="a prompt shorter than a block, longer, or one that fills the context; may be given "
-        "several times (default: all; `full` takes long for large models)",
+        help="a prompt shorter than a block, longer, one that fills the context, a chat from any "
+        "position, or all kinds of routing; may be given several times (default: all; `full` takes "
+        "long for large models)",
     )
     parser.add_argument("--prompt", help="the text to continue greedily")
     parser.add_argument(

@@ -284,7 +284,14 @@ def _check_shapes(proto: Any, layer: Layer, where: str) -> None:
 
 def _input_shapes(layer: Layer) -> list[contract.Shape]:
     shapes = list(layer.kind.inputs.values())
-    return shapes * layer.parameters["layers"] if layer.kind.one_input_a_layer else shapes
+    if not layer.kind.one_input_a_layer:
+        return shapes
+    if layer.parameters["layers"] != len(layer.inputs):
+        raise UnknownContent(
+            f"layer '{layer.name}' has {len(layer.inputs)} inputs for "
+            f"{layer.parameters['layers']} layers"
+        )
+    return shapes * len(layer.inputs)
 
 
 def _check_graph(package: CustomLayerModel) -> None:

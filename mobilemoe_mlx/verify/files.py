@@ -37,7 +37,7 @@ def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = {str(n): (f["bytes"], f["sha256"]) for n, f in manifest["files"].items()}
         kind = (manifest["format"], manifest["version"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return FilesReport(0, (f"{path.name} is not a manifest of an export",), manifest=True)
     if kind != (FORMAT, VERSION):
         return FilesReport(

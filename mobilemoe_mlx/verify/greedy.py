@@ -42,7 +42,9 @@ def compare_greedy(
     session.reset()
     cache = model.make_cache()
     steps = list(plan(len(prompt), len(prompt), session.block, session.context))
-    mine = [session.feed(prompt[c.start : c.start + c.length], c.start) for c in steps][-1].logits
+    mine = [session.feed(prompt[start : start + n], start, False) for start, n, _ in steps][
+        -1
+    ].logits
     theirs = model(mx.array([prompt]), cache)[0, -1]
     generated: list[int] = []
     expected: list[int] = []
@@ -57,7 +59,7 @@ def compare_greedy(
             gap = float(lead / np.sqrt(np.mean(np.square(reference))))
             break
         if position + 1 < len(prompt) + count:
-            mine = session.feed(generated[-1:], position).logits
+            mine = session.feed(generated[-1:], position, True).logits
             theirs = model(mx.array([generated[-1:]]), cache)[0, -1]
     return GreedyReport(
         prompt=len(prompt),

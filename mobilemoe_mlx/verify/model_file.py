@@ -27,7 +27,7 @@ def model_file(package: Path) -> Path:
         raise UserError(
             f"{package}: not a Core ML package (Manifest.json: {error.strerror})."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest}: names no model ({error!r}); export it again.") from None
     if not model.resolve().is_relative_to((package / "Data").resolve()):
         raise UserError(f"{manifest}: its model lies outside the package; export it again.")

@@ -89,12 +89,13 @@ def _files_line(files: FilesReport) -> str:
 
 
 def _case_lines(case: CaseReport) -> list[str]:
-    decoded = case.tokens - case.prompt
+    blocks = case.tokens - case.decoded
+    how = "in turns" if case.case == "chat" else f"in blocks + {case.decoded} decoded"
     flips = sum(layer.first_flips for layer in case.layers)
     worst = max((layer.hidden for layer in case.layers), key=lambda error: error.mean)
     lines = [
-        f"{_verdict(case.passed)} {case.case}, {case.arithmetic}: {case.prompt} prompt tokens in "
-        f"blocks + {decoded} decoded; logits {case.limit.measure} error {case.judged:.1e} of "
+        f"{_verdict(case.passed)} {case.case}, {case.arithmetic}: {blocks} tokens {how}; "
+        f"logits {case.limit.measure} error {case.judged:.1e} of "
         f"{case.limit.value:.1e} over {case.judged_rows} of {case.rows} rows",
         f"       logits max {case.logits.max:.1e}, mean {case.logits.mean:.1e}; top-1 "
         f"{case.top1_agreement:.1%}; KL mean {case.kl_mean:.1e}, max {case.kl_max:.1e}; worst "
@@ -102,6 +103,8 @@ def _case_lines(case: CaseReport) -> list[str]:
     ]
     if not case.routing_explained:
         lines.append("       routing differs by more than the scores' error explains")
+    if not case.layers_within:
+        lines.append("       layers differ where the logits need not show it")
     if not case.passed:
         lines += [f"       {_layer_line(layer)}" for layer in case.layers]
     return lines

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ class Call(NamedTuple):
 
     start: int
     length: int
+    is_decode: bool  # which function, where there are two
 
 
 class Step(NamedTuple):
@@ -36,11 +38,14 @@ class Session(Protocol):
     args: ModelArgs
     context: int  # positions in the cache
     block: int  # most tokens of one call
+    # Biased scores, float32 [positions, experts] a layer, by which it selects instead of its own
+    # where it can; None: its own.
+    scores: list[np.ndarray] | None
 
     def reset(self) -> None:
         """Empty the cache."""
 
-    def feed(self, tokens: Sequence[int], position: int) -> Step:
+    def feed(self, tokens: Sequence[int], position: int, is_decode: bool) -> Step:
         """Run one call: `tokens`, one to `block` of them, the first at `position`."""
 
 
@@ -51,22 +56,42 @@ def plan(prompt: int, total: int, block: int, context: int) -> Iterator[Call]:
     tokens that the cache has already, which gives the same rows again (docs/ios.md).
     """
     for start in range(0, prompt, block):
-        end = min(start + block, prompt)
-        start = min(start, context - block)
-        yield Call(start, end - start)
+        yield _block(start, min(start + block, prompt), block, context)
     for position in range(prompt, total):
-        yield Call(position, 1)
+        yield Call(position, 1, is_decode=True)
 
 
-def run(session: Session, tokens: Sequence[int], prompt: int) -> tuple[Trace, list[int]]:
-    """Run all `tokens`, the first `prompt` of them in blocks; -> (values, rows of the logits)."""
+def _block(start: int, end: int, block: int, context: int) -> Call:
+    start = min(start, context - block)
+    return Call(start, end - start, is_decode=False)
+
+
+def chat_plan(total: int, block: int, context: int) -> Iterator[Call]:
+    """Calls as turns of a chat make them: blocks of all lengths from any position, single tokens.
+
+    The first token goes to `decode`, the second to `prefill` by itself.
+    """
+    yield Call(0, 1, is_decode=True)
+    position = 1
+    for length in itertools.cycle((1, block, block * 2 // 3, block // 3, block - 1)):
+        if position >= total:
+            return
+        end = min(position + max(1, length), total)
+        yield _block(position, end, block, context)
+        if end < total:
+            yield Call(end, 1, is_decode=True)
+        position = end + 1
+
+
+def run(session: Session, tokens: Sequence[int], calls: Iterable[Call]) -> tuple[Trace, list[int]]:
+    """Feed `tokens` by `calls` to an empty cache; -> (values, tokens whose logits they are)."""
     session.reset()
     total = len(tokens)
     filled: list[LayerValues] = []
     logits: dict[int, np.ndarray] = {}
-    for call in plan(prompt, total, session.block, session.context):
+    for call in calls:
         end = call.start + call.length
-        step = session.feed(tokens[call.start : end], call.start)
+        step = session.feed(tokens[call.start : end], call.start, call.is_decode)
         if not filled:
             filled = [_empty(layer, total) for layer in step.layers]
         for whole, part in zip(filled, step.layers, strict=True):
@@ -96,29 +121,35 @@ class MLProgramSession:
         self._all_logits = signature.outputs[names.LOGITS].shape[1] > 1
         self._evaluator = Evaluator(package, arithmetic)
         self._state: dict[str, np.ndarray] = {}
+        self.scores: list[np.ndarray] | None = None
 
     def reset(self) -> None:
         """Empty the cache."""
         self._state = self._evaluator.new_state(names.DECODE)
 
-    def feed(self, tokens: Sequence[int], position: int) -> Step:
-        """Run `decode` for one token, else `prefill` for a block padded with token 0."""
+    def feed(self, tokens: Sequence[int], position: int, is_decode: bool) -> Step:
+        """Run `decode` for one token, or `prefill` for a block padded with tokens of any kind."""
         count = len(tokens)
-        function = names.DECODE if count == 1 else names.PREFILL
-        padding = [] if count == 1 else [0] * (self.block - count)
+        function = names.DECODE if is_decode else names.PREFILL
+        rows = 1 if is_decode else self.block
+        padding = [(position + 31 * i) % self.args.vocab_size for i in range(rows - count)]
         inputs = {
             names.TOKENS: np.array([[*tokens, *padding]], np.int32),
             names.POSITION: np.array([position], np.int32),
         }
-        if count > 1 and not self._all_logits:
+        if not is_decode and not self._all_logits:
             inputs[names.LENGTH] = np.array([count], np.int32)
+        instead = {
+            names.scores(index): scores[position : position + rows]
+            for index, scores in enumerate(self.scores or ())
+        }
         taps: dict[str, np.ndarray] = {}
 
         def keep(name: str, value: np.ndarray) -> None:
             if name.endswith(("_hidden", "_scores", "_selection")):
                 taps[name] = value[:count].copy()
 
-        outputs = self._evaluator.run(function, inputs, self._state, keep)
+        outputs = self._evaluator.run(function, inputs, self._state, keep, instead)
         logits = outputs[names.LOGITS][0].astype(np.float32)
         layers = [
             LayerValues(
@@ -138,6 +169,7 @@ class CustomLayerSession:
         self.args = args
         self.block = package.inputs[names.TOKENS].sizes[0][1]
         self.context = package.inputs[names.KEY_CACHE].shape[2]
+        self.scores: list[np.ndarray] | None = None  # not heard: each layer routes by itself
         self._cache_shape = package.inputs[names.KEY_CACHE].shape
         self._evaluator = CustomLayerEvaluator(package)
         self.reset()
@@ -146,8 +178,8 @@ class CustomLayerSession:
         """Empty the cache."""
         self._keys, self._values = (np.zeros(self._cache_shape, np.float32) for _ in range(2))
 
-    def feed(self, tokens: Sequence[int], position: int) -> Step:
-        """Run the model for these tokens, which need no padding."""
+    def feed(self, tokens: Sequence[int], position: int, is_decode: bool) -> Step:
+        """Run the model, one function for all calls, for these tokens, which need no padding."""
         taps: dict[str, np.ndarray] = {}
 
         def keep(name: str, value: np.ndarray) -> None:

@@ -65,7 +65,56 @@ def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
                 value = np.asarray(package.value(actual))
                 problems += _table_difference(function, name, value, table)
     problems += _unused(package)
+    for saved in package.functions.values():
+        problems += _not_consumed(saved, [*seen]) + _biases(package, saved)
+        problems += _epsilons(package, saved, checkpoint.args.rms_norm_eps)
     return WeightsReport(tensors, nbytes, tuple(problems))
+
+
+def _not_consumed(function: Function, parts: list[str]) -> list[str]:
+    """Constants that are right, but that nothing computes with."""
+    used = {
+        argument
+        for operation in function.operations
+        for argument in chain(*operation.inputs.values())
+        if isinstance(argument, str)
+    }
+    # A linear's codes and scales have one variable, an expert's codes and scales one each.
+    linears = {p.removesuffix("_codes").removesuffix("_scale") for p in parts} & used
+    return [
+        f"{function.name}: nothing uses {part}"
+        for part in parts
+        if part not in used and part.removesuffix("_codes").removesuffix("_scale") not in linears
+    ]
+
+
+def _epsilons(package: Package, function: Function, expected: float) -> list[str]:
+    """Norms by another epsilon, which may change logits by less than a limit."""
+    found = _constants(function)
+    problems = []
+    for operation in function.operations:
+        if operation.type == "rsqrt":
+            argument = operation.inputs["epsilon"][0] if "epsilon" in operation.inputs else None
+            constant = found.get(argument) if isinstance(argument, str) else argument
+            value = None if constant is None else np.asarray(package.value(constant)).item()
+            if value != np.float32(expected):
+                problems.append(
+                    f"{function.name}: {operation.name} has the epsilon {value}, not {expected}"
+                )
+    return problems
+
+
+def _biases(package: Package, function: Function) -> list[str]:
+    """Linears of the model have no bias; coremltools writes one of zeros."""
+    found = _constants(function)
+    problems = []
+    for operation in function.operations:
+        if operation.type == "linear" and "bias" in operation.inputs:
+            (argument,) = operation.inputs["bias"]
+            constant = found.get(argument) if isinstance(argument, str) else argument
+            if constant is None or np.any(np.asarray(package.value(constant))):
+                problems.append(f"{function.name}: {operation.name} has a bias")
+    return problems
 
 
 def _unused(package: Package) -> list[str]:
