@@ -230,6 +230,11 @@ def attention(spec: Any) -> Any:
     return layer(spec, "layers_1_attention")
 
 
+def no_tokens(spec: Any) -> None:
+    array = spec.description.input[0].type.multiArrayType
+    array.shape[0] = array.shapeRange.sizeRanges[0].lowerBound = 0
+
+
 def swap_layers(spec: Any) -> None:
     first, second = spec.neuralNetwork.layers[1], spec.neuralNetwork.layers[2]
     copy = type(first)()
@@ -394,6 +399,19 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a head without its table": (
         lambda s: setattr(parameter(s, "head", "table"), "stringValue", "0" * 64),
         "'head' names another table",
+    ),
+    "a shape beside its ranges": (
+        lambda s: s.description.input[0].type.multiArrayType.shape.__setitem__(0, -1),
+        r"'tokens' has the shape \[-1\] beside",
+    ),
+    "calls without tokens": (no_tokens, r"'tokens' has the sizes \(\(0, 16\),\)"),
+    "an input declared twice": (
+        lambda s: s.description.input.add().CopyFrom(s.description.input[1]),
+        "'position' is declared twice",
+    ),
+    "rows of another number of layers": (
+        lambda s: setattr(parameter(s, "new_keys_of_all", "layers"), "intValue", 2**31 - 1),
+        "has 2 inputs for 2147483647 layers",
     ),
     "no head": (lambda s: s.neuralNetwork.layers.pop(), "no layer makes its output 'logits'"),
 }

@@ -296,6 +296,26 @@ def _updatable(model: Any) -> None:
     model.isUpdatable = True
 
 
+def _described_twice(model: Any) -> None:
+    model.description.functions.add().CopyFrom(model.description.functions[0])
+
+
+def _input_twice(model: Any) -> None:
+    function = model.description.functions[0]
+    function.input.add().CopyFrom(function.input[0])
+
+
+def _inputs_beside_functions(model: Any) -> None:
+    model.description.input.add().CopyFrom(model.description.functions[0].input[0])
+
+
+def _rank_6(model: Any) -> None:
+    tensor = operations(model, "linear")[0].outputs[0].type.tensorType
+    tensor.rank = 6
+    for _ in range(4):
+        tensor.dimensions.add().constant.size = 1
+
+
 def _other_kind(model: Any) -> None:
     model.neuralNetwork.layers.add().name = "layer"
 
@@ -317,6 +337,10 @@ def _other_kind(model: Any) -> None:
         (_flexible_description, "'x' has shapeRange"),
         (_optional_input, "'x' has isOptional"),
         (_missing_function, "it describes"),
+        (_described_twice, "the description has one name twice"),
+        (_input_twice, "a function has one name twice"),
+        (_inputs_beside_functions, "the description has input"),
+        (_rank_6, "'product' has the rank 6"),
         (_missing_output, "computes no nothing"),
         (_function_attribute, "function 'main' has attributes"),
         (_program_attribute, "attributes"),

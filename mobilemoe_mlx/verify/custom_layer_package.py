@@ -146,6 +146,12 @@ def _features(protos: Any) -> dict[str, Feature]:
             raise UnknownContent(f"{where} has the type {array.dataType}")
         ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
         sizes = tuple(ranges or [(n, n) for n in array.shape])
+        if list(array.shape) != [low for low, _ in sizes]:
+            raise UnknownContent(f"{where} has the shape {list(array.shape)} beside {sizes}")
+        if any(not 1 <= low <= high for low, high in sizes):
+            raise UnknownContent(f"{where} has the sizes {sizes}")
+        if proto.name in found:
+            raise UnknownContent(f"{where} is declared twice")
         found[proto.name] = Feature(_DTYPES[array.dataType], sizes)
     return found
 

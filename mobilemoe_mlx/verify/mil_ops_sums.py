@@ -111,7 +111,8 @@ def scaled_dot_product_attention(
     scores = np.matmul(_for_blas(single(query)), _for_blas(single(key)).swapaxes(-1, -2))
     scores *= np.float32(1 / np.sqrt(query.shape[-1]))
     if attn_mask is not None:
-        if np.broadcast_shapes(attn_mask.shape, scores.shape) != scores.shape:
+        same_keys = attn_mask.shape[-1:] == scores.shape[-1:]  # these are not broadcast
+        if not same_keys or np.broadcast_shapes(attn_mask.shape, scores.shape) != scores.shape:
             raise UserError(f"its mask is {list(attn_mask.shape)} for {list(scores.shape)}")
         if attn_mask.dtype == np.bool_:
             scores = np.where(attn_mask, scores, np.float32(-np.inf))

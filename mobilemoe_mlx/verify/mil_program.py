@@ -45,6 +45,8 @@ _IMMEDIATE = {
     "int64": ("longInts", 64, np.int64),
 }
 
+_MAX_RANK = 5  # of any tensor, by coremltools' own check of programs
+
 _SIGNATURE_FIELDS = ("input", "output", "state")
 
 _MIL_TYPES = {number: name.lower() for name, number in MIL_pb2.DataType.items()}
@@ -273,6 +275,8 @@ def _tensor_type(proto: Any, name: str) -> TensorType:
         raise UnknownContent(f"'{name}' has elements of the type {dtype}")
     if any(d.WhichOneof("dimension") != "constant" for d in tensor.dimensions):
         raise UnknownContent(f"'{name}' has a flexible shape")
+    if tensor.rank > _MAX_RANK:
+        raise UnknownContent(f"'{name}' has the rank {tensor.rank}, beyond Core ML's {_MAX_RANK}")
     if len(tensor.dimensions) != tensor.rank:
         raise UnknownContent(f"'{name}' has {len(tensor.dimensions)} sizes for rank {tensor.rank}")
     return TensorType(dtype, tuple(d.constant.size for d in tensor.dimensions))
@@ -330,12 +334,20 @@ def _description(proto: Any, functions: Sequence[str]) -> tuple[dict[str, Signat
         if len(functions) != 1:
             raise UnknownContent(f"its description is of one function, its program has {functions}")
         return {functions[0]: _signature(proto)}, functions[0]
+    only(proto, "the description", "functions", "defaultFunctionName", "metadata")
+    _apart([f.name for f in proto.functions], "the description")
     for function in proto.functions:
         only(function, f"function '{function.name}'", "name", *_SIGNATURE_FIELDS)
     return {f.name: _signature(f) for f in proto.functions}, proto.defaultFunctionName
 
 
+def _apart(names: Sequence[str], where: str) -> None:
+    if len(set(names)) != len(names):
+        raise UnknownContent(f"{where} has one name twice: {', '.join(names)}")
+
+
 def _signature(proto: Any) -> Signature:
+    _apart([f.name for field in _SIGNATURE_FIELDS for f in getattr(proto, field)], "a function")
     return Signature(
         *({f.name: _feature(f) for f in getattr(proto, field)} for field in _SIGNATURE_FIELDS)
     )
