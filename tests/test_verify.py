@@ -633,7 +633,7 @@ def test_plan_by_example() -> None:
 
 @pytest.mark.parametrize(("block", "context"), [(16, 64), (8, 30), (2, 4), (256, 2048)])
 def test_a_chat_goes_everywhere(block: int, context: int) -> None:
-    total = min(context, 4 * block)
+    total = min(context, 2 * block)
     calls = list(chat_plan(total, block, context))
     covered: set[int] = set()
     for call in calls:
@@ -644,8 +644,8 @@ def test_a_chat_goes_everywhere(block: int, context: int) -> None:
     assert calls[0] == Call(0, 1, is_decode=True)
     assert calls[1].length == 1 or (block == context and not calls[1].is_decode)
     blocks = [call for call in calls if not call.is_decode]
-    assert block < 8 or {call.length for call in blocks} >= {1, block, block * 2 // 3}
-    assert block < 8 or len({call.start % block for call in blocks}) > 3
+    assert block < 8 or {call.length for call in blocks} >= {1, block}
+    assert block < 8 or len({call.start % block for call in blocks}) >= 3
 
 
 @pytest.mark.parametrize("block", [1, 3, 8, 16])

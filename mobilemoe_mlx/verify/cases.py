@@ -26,7 +26,7 @@ CASES = ("short", "long", "full", "chat", "routing")
 
 _ATTEMPTS = 3  # of sequences whose first logits a near tie reaches
 _DECODED = 4  # tokens after the prompt that go through decode; fewer in the smallest contexts
-_CHAT_BLOCKS = 4  # the most blocks' worth of tokens in a chat
+_CHAT_BLOCKS = 2  # the most blocks' worth of tokens in a chat
 
 
 class Case(NamedTuple):
@@ -99,7 +99,9 @@ def _routing_case(session: Session, rng: np.random.Generator) -> Case:
     args, block = session.args, session.block
     experts, slots = args.num_local_experts, args.num_experts_per_tok
     decoded = min(2 * -(-experts // slots), session.context - block)
-    blocks = min(len(PATTERNS), (session.context - decoded) // block)
+    # Each pattern once at least: layers take turns, and in the next block the next one is theirs.
+    wanted = -(-len(PATTERNS) // args.num_hidden_layers)
+    blocks = min(wanted, (session.context - decoded) // block)
     patterns = [
         np.concatenate(
             [
