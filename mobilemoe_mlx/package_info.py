@@ -122,7 +122,7 @@ def describe_package(path: str | Path) -> PackageInfo:
     Raises UserError for a folder that is no Core ML package, one that `mobilemoe export` did not
     write, and a damaged package or manifest.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().resolve()
     model = model_file(path)
     spec = read_spec(model)
     fields = metadata.user_defined(spec.description.metadata.userDefined)
@@ -147,6 +147,11 @@ def describe_package(path: str | Path) -> PackageInfo:
     else:
         functions, default = (_custom_layer_function(spec),), "main"
         inside, beside = _layer_weights(spec), _side_file(path)
+        if not inside and not beside:
+            raise UserError(
+                f"{path} has its weights in {resources_name(path)}/{side_file.NAME} beside it, and "
+                "that is missing."
+            )
         weights = (*inside, *beside)
         program_bytes = model.stat().st_size - sum(kind.bytes for kind in inside)
         cache_type = "float32"
@@ -200,7 +205,7 @@ def _counted(items: Iterable[str]) -> dict[str, int]:
 
 def _program_weights(package: Package, args: ModelArgs) -> tuple[Weights, ...]:
     if package.weights is None:
-        return ()
+        raise UserError(f"{package.path} has no weight file: export it again.")
     forms = {constant.name: constant.form for constant in names.constants(args)}
     kinds: dict[int, str] = {}  # place in the weight file -> kind
     for function in package.functions.values():

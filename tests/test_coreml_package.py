@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,7 +177,8 @@ def test_resources_and_manifest(package: Path, int4_folder: Path) -> None:
     settings = json.loads((int4_folder / "tokenizer_config.json").read_text())
     template = settings["chat_template"]
     assert json.loads((folder / "tokenizer_config.json").read_text()) == settings | {
-        "clean_up_tokenization_spaces": False
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     assert (folder / "chat_template.jinja").read_text() == template
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2]
@@ -281,6 +283,23 @@ def test_existing_output_needs_force(int4_folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x-resources", "x.mlpackage"]
 
 
+def test_what_only_looks_like_an_export_is_never_replaced(
+    int4_folder: Path, tmp_path: Path, package: Path
+) -> None:
+    """A package of somebody else's, and a folder with a manifest.json of another kind."""
+    foreign = tmp_path / "x.mlpackage"
+    shutil.copytree(package, foreign)
+    spec = spec_of(foreign)
+    spec.description.metadata.userDefined.clear()
+    (foreign / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(spec.SerializeToString())
+    with pytest.raises(UserError, match="not an export"):
+        export_coreml(int4_folder, foreign, OPTIONS, force=True)
+    (tmp_path / "y-resources").mkdir()
+    (tmp_path / "y-resources" / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(UserError, match="not an export"):
+        export_coreml(int4_folder, tmp_path / "y.mlpackage", OPTIONS, force=True)
+
+
 @pytest.mark.parametrize("name", ["x.mlpackage", "x-resources"])
 def test_what_is_no_export_is_never_replaced(int4_folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
@@ -297,7 +316,8 @@ def test_output_must_be_a_package(int4_folder: Path, tmp_path: Path) -> None:
 
 def test_checkpoint_inside_the_output_is_refused(int4_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(int4_folder, tmp_path / "x-resources" / "checkpoint")
-    (tmp_path / "x-resources" / "manifest.json").write_text("{}")
+    manifest = {"format": "mobilemoe-coreml"}
+    (tmp_path / "x-resources" / "manifest.json").write_text(json.dumps(manifest))
     source = tmp_path / "x-resources" / "checkpoint"
     with pytest.raises(UserError, match="would replace the checkpoint"):
         export_coreml(source, tmp_path / "x.mlpackage", OPTIONS, force=True)
@@ -308,7 +328,7 @@ def test_too_little_disk_space(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="GB free"):
+    with pytest.raises(UserError, match="MB free"):
         export_coreml(int4_folder, tmp_path / "deep" / "er" / "x.mlpackage", OPTIONS)
     assert not list(tmp_path.iterdir())
 
@@ -438,6 +458,166 @@ def test_the_second_rename_failing_restores_the_first(
     with pytest.raises(UserError, match="could not be written"):
         export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_an_interruption_between_two_renames_loses_nothing(
+    int4_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    out = tmp_path / "x.mlpackage"
+    export_coreml(int4_folder, out, OPTIONS)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    rename, count = package_module.os.rename, 0
+
+    def interrupted_after(source: Path, target: Path) -> None:
+        nonlocal count
+        rename(source, target)
+        count += 1
+        if count == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(package_module.os, "rename", interrupted_after)
+    with pytest.raises(KeyboardInterrupt):
+        export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_kill_between_two_renames_is_made_good(int4_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.mlpackage"
+    export_coreml(int4_folder, out, OPTIONS)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    work = tmp_path / ".x.mlpackage.partial"
+    (work / "old").mkdir(parents=True)
+    for name in ("x.mlpackage", "x-resources"):  # as `kill -9` can leave them
+        (tmp_path / name).rename(work / "old" / name)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):  # the next export, which fails
+        export_coreml(broken(int4_folder, tmp_path / "broken"), out, OPTIONS)
+    shutil.rmtree(tmp_path / "broken")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def broken(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy)
+    (copy / "tokenizer.json").write_text("garbage")
+    return copy
+
+
+def test_two_exports_at_once(int4_folder: Path, tmp_path: Path) -> None:
+    work = tmp_path / ".x.mlpackage.partial"
+    with package_module._alone_in(work), pytest.raises(UserError, match="Another export writes x"):
+        export_coreml(int4_folder, tmp_path / "x.mlpackage", OPTIONS)
+    export_coreml(int4_folder, tmp_path / "x.mlpackage", OPTIONS)
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing(int4_folder: Path, tmp_path: Path, number: int) -> None:
+    program = (
+        "import os, sys; from mobilemoe_mlx.cli.main import main;"
+        "from mobilemoe_mlx.coreml import package;"
+        f"package.resources.write_manifest = lambda *a: os.kill(os.getpid(), {int(number)});"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["export", "coreml", str(int4_folder), str(tmp_path / "x.mlpackage")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--context", "32", "--prefill-block", "8"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_resources_that_no_app_can_read(int4_folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(int4_folder, tmp_path / "c")
+    (tmp_path / "c" / name).write_text("garbage")
+    with pytest.raises(UserError, match=f"{name} of the checkpoint is not valid JSON"):
+        export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS)
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_tokenizer_without_settings(int4_folder: Path, tmp_path: Path) -> None:
+    """swift-transformers finds no tokenizer without a class that it knows."""
+    shutil.copytree(int4_folder, tmp_path / "c")
+    (tmp_path / "c" / "tokenizer_config.json").unlink()
+    done = export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS)
+    assert json.loads((done.resources / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.feed_forward.expert_bias"])
+def test_values_that_are_not_finite(int4_folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(int4_folder, tmp_path / "c")
+    (path,) = (tmp_path / "c").glob("*.safetensors")
+    tensors = mx.load(str(path))
+    tensors[name] = tensors[name] * mx.array(float("nan"), tensors[name].dtype)
+    mx.eval(tensors)
+    mx.save_safetensors(str(path), tensors)
+    with pytest.raises(UserError, match=f"{name} has values that are not finite"):
+        export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS)
+
+
+def test_licence_of_the_model_card(int4_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(int4_folder, tmp_path / "c")
+    card = "---\nlicense: other\nlicense_name: fair-noncommercial\n---\n# A model\nlicense: no\n"
+    (tmp_path / "c" / "README.md").write_text(card)
+    done = export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS)
+    licence = spec_of(done.package).description.metadata.license
+    assert licence == "fair-noncommercial (see README.md in the resources folder)"
+    (tmp_path / "c" / "LICENSE").mkdir()
+    (tmp_path / "c" / "LICENSE.md").write_text("# FAIR Noncommercial\n")
+    done = export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS, force=True)
+    licence = spec_of(done.package).description.metadata.license
+    assert licence == "FAIR Noncommercial (see LICENSE.md in the resources folder)"
+
+
+def test_descriptions_say_what_each_function_takes(
+    int4_folder: Path, tmp_path: Path, package: Path
+) -> None:
+    functions = {f.name: f for f in spec_of(package).description.functions}
+    texts = {
+        name: {f.name: f.shortDescription for f in (*function.input, *function.output)}
+        for name, function in functions.items()
+    }
+    assert "16 of them. Pad" in texts["prefill"]["tokens"]
+    assert texts["decode"]["tokens"] == "Token ids, 0 to 479: one."
+    assert "after the last" in texts["prefill"]["logits"]
+    options = ExportOptions(context=32, prefill_block=8, logits="all")
+    every = export_coreml(int4_folder, tmp_path / "a.mlpackage", options).package
+    (prefill,) = [f for f in spec_of(every).description.functions if f.name == "prefill"]
+    assert "after each" in prefill.output[0].shortDescription
+    layers = ExportOptions("custom-layer", context=32, prefill_block=8)
+    custom = export_coreml(int4_folder, tmp_path / "c.mlpackage", layers).package
+    described = spec_of(custom).description
+    features = {f.name: f.shortDescription for f in (*described.input, *described.output)}
+    assert features["tokens"] == "Token ids, 0 to 479, 1 to 8 of them."
+    assert "stay below the context, 32" in features["position"]
+    assert all("float32" in features[name] for name in ("key_cache", "new_values"))
+
+
+def test_the_context_of_a_model_with_fewer_positions(int4_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.mlpackage"
+    assert main(["export", "coreml", str(int4_folder), str(out)]) == 0
+    manifest = json.loads((tmp_path / "x-resources" / "manifest.json").read_text())
+    assert (manifest["context"], manifest["prefill_block"]) == (256, 256)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x.mlpackage", "loop/x.mlpackage"])
+def test_paths_that_lead_nowhere(
+    int4_folder: Path,
+    tmp_path: Path,
+    path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    assert main(["export", "coreml", str(int4_folder), path]) == 2
+    assert capsys.readouterr().err.startswith("mobilemoe: ")
 
 
 def test_not_a_mobilemoe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

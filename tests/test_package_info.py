@@ -271,3 +271,18 @@ def test_custom_layer_packages(package: Path, tmp_path: Path, beside: bool) -> N
     manifest = json.loads((tmp_path / "Layers-resources" / "manifest.json").read_text())
     tokens = manifest["functions"]["main"]["inputs"]["tokens"]
     assert tokens == {"dtype": "int32", "shape": [BLOCK], "least": [1]}
+
+
+def test_missing_weights_are_named(package: Path, tmp_path: Path) -> None:
+    copy = copied(package, tmp_path)
+    shutil.rmtree(model_file(copy).parent / "weights")
+    with pytest.raises(UserError, match="has no weight file"):
+        describe_package(copy)
+    options = ExportOptions("custom-layer", CONTEXT, BLOCK, weights_beside=True)
+    export_coreml(package.parent / "checkpoint", tmp_path / "L.mlpackage", options)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "other.mlpackage").symlink_to(tmp_path / "L.mlpackage")
+    assert describe_package(tmp_path / "link" / "other.mlpackage").manifest is not None
+    shutil.rmtree(tmp_path / "L-resources")
+    with pytest.raises(UserError, match=r"L-resources/weights\.bin beside it"):
+        describe_package(tmp_path / "L.mlpackage")

@@ -602,6 +602,22 @@ def test_mistakes(good: Path, int4_folder: Path, changes: dict, words: str) -> N
         verify_package(good, int4_folder, **changes)
 
 
+def test_a_report_that_cannot_be_written_is_refused_at_once(
+    good: Path, int4_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path, tmp_path / "no" / "report.json"):
+        command = ["verify", str(good), "--against", str(int4_folder), "--json", str(path)]
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert "--json" in captured.err and "files and weights" not in captured.err
+
+
+def test_the_smallest_context_needs_no_prompt(int4_folder: Path, tmp_path: Path) -> None:
+    options = ExportOptions(context=4, prefill_block=4)
+    package = export_coreml(int4_folder, tmp_path / "s.mlpackage", options).package
+    assert verify_package(package, int4_folder).passed
+
+
 def test_not_a_package(tmp_path: Path, int4_folder: Path) -> None:
     with pytest.raises(UserError, match="not a Core ML package"):
         verify_package(tmp_path, int4_folder)

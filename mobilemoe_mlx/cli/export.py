@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from types import FrameType
 from typing import Any
 
-from mobilemoe_mlx.coreml.options import TARGETS, ExportOptions
+from mobilemoe_mlx.coreml.options import TARGETS, ExportOptions, default_context
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
 
@@ -27,15 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=int,
         metavar="TOKENS",
-        default=_DEFAULTS["context"],
-        help="positions in the key/value cache (default: %(default)s)",
+        help=f"positions in the key/value cache (default: {_DEFAULTS['context']}, or the model's)",
     )
     parser.add_argument(
         "--prefill-block",
         type=int,
         metavar="TOKENS",
-        default=_DEFAULTS["prefill_block"],
-        help="tokens of one call of prefill (default: %(default)s)",
+        help=f"tokens of one call of prefill (default: {_DEFAULTS['prefill_block']}, or the "
+        "context)",
     )
     parser.add_argument(
         "--logits",
@@ -46,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default=_DEFAULTS["target"],
-        help=f"the oldest system to run on: {', '.join(TARGETS)} (default: %(default)s)",
+        help=f"the oldest system to run on: {', '.join(TARGETS)}, also under the names that macOS "
+        "has for them, macOS15 and macOS26 (default: %(default)s)",
     )
     parser.add_argument(
         "--weights-beside",
@@ -65,23 +71,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from mobilemoe_mlx.checkpoint_check import open_checkpoint
     from mobilemoe_mlx.coreml.metadata import Credits
     from mobilemoe_mlx.coreml.package import export_coreml
     from mobilemoe_mlx.hub import resolve
 
-    done = export_coreml(
-        resolve(args.checkpoint, args.revision),
-        args.output,
-        ExportOptions(**{name: getattr(args, name) for name in _DEFAULTS}),
-        quantize=args.quantize,
-        credit=Credits(args.author, args.license),
-        force=args.force,
-    )
+    folder = resolve(args.checkpoint, args.revision)
+    asked = {name: value for name in _DEFAULTS if (value := getattr(args, name)) is not None}
+    asked.setdefault("context", default_context(open_checkpoint(folder).args))
+    asked.setdefault("prefill_block", min(_DEFAULTS["prefill_block"], asked["context"]))
+    with _ended_by_signals():
+        done = export_coreml(
+            folder,
+            args.output,
+            ExportOptions(**asked),
+            quantize=args.quantize,
+            credit=Credits(args.author, args.license),
+            force=args.force,
+        )
     print(
         f"{done.package}: {done.package_bytes / 1e6:,.1f} MB "
         f"({done.package_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights)\n"
-        f"{done.resources}: tokenizer, settings, manifest"
+        f"{done.resources}: {'tokenizer, ' if done.has_tokenizer else ''}settings, manifest"
     )
     if not done.has_tokenizer:
         print("The checkpoint has no tokenizer.json, so the resources have none either.")
-    print(f"Check it: mobilemoe verify {args.output} --against {args.checkpoint}")
+    names = (shlex.quote(name) for name in (args.output, args.checkpoint))
+    print("Check it: mobilemoe verify {} --against {}".format(*names))
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End by an exception where a terminal or a system says to end, so that nothing is left."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

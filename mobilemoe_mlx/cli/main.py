@@ -27,6 +27,10 @@ COMMANDS = {
 }
 
 
+# What pathlib raises for `~nobody` and for links that lead to themselves.
+_PATH_ERRORS = ("Could not determine home directory", "Symlink loop")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for a user's mistake)."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -56,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except UnicodeError as error:
+        print(f"mobilemoe: text that cannot be read or written: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not str(error).startswith(_PATH_ERRORS):
+            raise
+        print(f"mobilemoe: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"mobilemoe: {where}{error.strerror or error}", file=sys.stderr)

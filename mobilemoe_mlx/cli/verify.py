@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from mobilemoe_mlx.errors import UserError
+
 CASES = ("short", "long", "full", "chat", "routing")
 
 
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from mobilemoe_mlx.hub import resolve
     from mobilemoe_mlx.verify.verify import verify_package
 
+    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise UserError(f"--json {args.json}: not a file in a folder that exists.")
     report = verify_package(
         args.package,
         resolve(args.against),

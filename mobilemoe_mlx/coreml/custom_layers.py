@@ -262,25 +262,18 @@ def _describe(
     layers, heads, width = args.num_hidden_layers, args.num_key_value_heads, args.head_dim
     cache = (layers, heads, context, width)
     rows = (layers, heads, any_count, width)
-    last = logits == "last"
     inputs, outputs = spec.description.input, spec.description.output
     features = (
-        (inputs, names.TOKENS, _INT32, (any_count,), "Token ids."),
-        (inputs, names.POSITION, _INT32, (1,), "Position of the first token, counted from 0."),
-        (inputs, names.KEY_CACHE, _FLOAT32, cache, "Keys of all layers; rows before the position."),
-        (inputs, names.VALUE_CACHE, _FLOAT32, cache, "Values of all layers, likewise."),
-        (
-            outputs,
-            names.LOGITS,
-            _FLOAT32,
-            (1 if last else any_count, args.vocab_size),
-            f"Scores of the next token, after {'the last' if last else 'each'} of these.",
-        ),
-        (outputs, names.NEW_KEYS, _FLOAT32, rows, "Keys to copy to key_cache at the position."),
-        (outputs, names.NEW_VALUES, _FLOAT32, rows, "Values to copy to value_cache, likewise."),
+        (inputs, names.TOKENS, _INT32, (any_count,)),
+        (inputs, names.POSITION, _INT32, (1,)),
+        (inputs, names.KEY_CACHE, _FLOAT32, cache),
+        (inputs, names.VALUE_CACHE, _FLOAT32, cache),
+        (outputs, names.LOGITS, _FLOAT32, (1 if logits == "last" else any_count, args.vocab_size)),
+        (outputs, names.NEW_KEYS, _FLOAT32, rows),
+        (outputs, names.NEW_VALUES, _FLOAT32, rows),
     )
-    for place, name, dtype, shape, text in features:
-        feature = place.add(name=name, shortDescription=text)
+    for place, name, dtype, shape in features:
+        feature = place.add(name=name)
         array = feature.type.multiArrayType
         array.dataType = dtype
         ranges = [size if isinstance(size, tuple) else (size, size) for size in shape]

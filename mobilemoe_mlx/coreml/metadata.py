@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,7 +25,11 @@ _CARD_CHARACTERS = 20_000  # of the checkpoint's README.md that travel in the pa
 
 @dataclass(frozen=True)
 class Credits:
-    """Author and licence as Xcode shows them; None: what the checkpoint's files say."""
+    """Author and licence as Xcode shows them.
+
+    Without an author it says that none is stated; without a licence, what LICENSE or the front
+    matter of README.md says.
+    """
 
     author: str | None = None
     license: str | None = None
@@ -41,8 +46,9 @@ def describe(
     metadata.versionString = f"mobilemoe-mlx {version('mobilemoe-mlx')}"
     for name, text in _user_defined(checkpoint, options).items():
         metadata.userDefined[PREFIX + name] = text
-    texts = _feature_texts(checkpoint.args, options)
-    for function in spec.description.functions:
+    for function in (*spec.description.functions, spec.description):
+        tokens = 1 if function is not spec.description and function.name == names.DECODE else None
+        texts = _feature_texts(checkpoint.args, options, tokens or options.prefill_block)
         for feature in (*function.input, *function.output, *function.state):
             feature.shortDescription = texts[feature.name]
 
@@ -98,27 +104,49 @@ def _model_card(checkpoint: Checkpoint, options: ExportOptions) -> str:
 
 
 def _license(folder: Path) -> str:
-    for path in sorted(folder.glob("LICENSE*")):
+    for path in sorted(p for p in folder.glob("LICENSE*") if p.is_file()):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        title = next((line.strip() for line in lines if line.strip()), None)
+        title = next((t for line in lines if (t := line.strip("# \t"))), None)
         if title:
             return f"{title} (see {path.name} in the resources folder)"
+    card = folder / "README.md"
+    if card.is_file():
+        matter = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+        fields = dict(re.findall(r"^(license(?:_name)?): *(\S.*)$", "".join(matter[1:2]), re.M))
+        if name := fields.get("license_name") or fields.get("license"):
+            return f"{name.strip()} (see README.md in the resources folder)"
     return "Not stated by the checkpoint"
 
 
-def _feature_texts(args: ModelArgs, options: ExportOptions) -> dict[str, str]:
-    cache = (
-        f"[layers {args.num_hidden_layers}, key/value heads {args.num_key_value_heads}, positions "
-        f"{options.context}, features {args.head_dim}]"
-    )
+def _feature_texts(args: ModelArgs, options: ExportOptions, tokens: int) -> dict[str, str]:
+    """What each input, output and state is; `tokens`: of a call, the most for custom layers."""
+    sizes = f"layers {args.num_hidden_layers}, key/value heads {args.num_key_value_heads}"
+    cache = f"[{sizes}, positions {options.context}, features {args.head_dim}]"
+    rows = f"[{sizes}, tokens, features {args.head_dim}]"
+    ids = f"Token ids, 0 to {args.vocab_size - 1}"
+    custom = options.moe == "custom-layer"
+    if custom:
+        ids += f", 1 to {tokens} of them."
+    elif tokens == 1:
+        ids += ": one."
+    else:
+        counted = "" if options.logits == "last" else " and use the logits of those that count"
+        ids += f", {tokens} of them. Pad a shorter block with any id{counted}."
+    every = options.logits == "all" and tokens > 1
+    kind = "float32, read before the position" if custom else "float16"
     return {
-        names.TOKENS: f"Token ids, 0 to {args.vocab_size - 1}. Pad a shorter block with any id.",
+        names.TOKENS: ids,
         names.POSITION: (
             "Position of the first of these tokens, counted from 0. The last position of the "
             f"block must stay below the context, {options.context}."
         ),
         names.LENGTH: "How many tokens of the block count; logits are those of the last of them.",
-        names.LOGITS: f"Scores of the next token, one for each of {args.vocab_size} ids.",
-        names.KEY_CACHE: f"Keys of all layers, float16 {cache}.",
-        names.VALUE_CACHE: f"Values of all layers, float16 {cache}.",
+        names.LOGITS: (
+            f"Scores of the next token, one for each of {args.vocab_size} ids, after "
+            f"{'each' if every else 'the last'} of the tokens."
+        ),
+        names.KEY_CACHE: f"Keys of all layers, {kind} {cache}.",
+        names.VALUE_CACHE: f"Values of all layers, {kind} {cache}.",
+        names.NEW_KEYS: f"Keys to copy to key_cache from the position on, float32 {rows}.",
+        names.NEW_VALUES: f"Values to copy to value_cache from the position on, float32 {rows}.",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,13 +49,13 @@ class ExportOptions:
                 "--weights-beside is for --moe custom-layer: a package of core ops has its own "
                 "weight file."
             )
-        if self.deployment_target not in TARGETS:
-            raise UserError(_target_problem(self.target))
         if self.moe == "custom-layer" and self.target != ExportOptions.target:
             raise UserError(
                 f"--target {self.target} is for --moe core-ops: custom layers run on iOS 13 and "
                 "later, whatever the target."
             )
+        if self.deployment_target not in TARGETS:
+            raise UserError(_target_problem(self.target))
         if self.context < 4:  # of two tokens a block is proved, and of two more the decoding
             raise UserError(f"--context is {self.context}; it must be at least 4 tokens.")
         if self.context > args.max_position_embeddings:
@@ -88,12 +89,16 @@ class ExportOptions:
         return OLDEST_SYSTEM if self.moe == "custom-layer" else self.deployment_target
 
 
+def default_context(args: ModelArgs) -> int:
+    """The context where none is asked for: 2,048, or the model's if it has fewer."""
+    return min(ExportOptions.context, args.max_position_embeddings)
+
+
 def _target_problem(target: str) -> str:
     known = [*TARGETS, *_SAME_AS]
-    if target.startswith(("iOS", "macOS")) and target not in known:
-        digits = "".join(c for c in target if c.isdigit())
-        first = 18 if target.startswith("iOS") else 15
-        if digits and int(digits) < first:
+    if found := re.fullmatch(r"(iOS|macOS)(\d+)(\.\d+)*", target):
+        first = 18 if found[1] == "iOS" else 15
+        if int(found[2]) < first:
             return (
                 f"--target is {target}, which has no Core ML states for the key/value cache: "
                 "iOS 18 and macOS 15 are the first that do."

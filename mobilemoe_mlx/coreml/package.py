@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ from mobilemoe_mlx.errors import UserError
 
 # Of the program's text; S has 2.4 MB, L below 8.
 _PROGRAM_BYTES = 20_000_000
+
+# A model's description comes first in its file; it has the checkpoint's model card, cut.
+_DESCRIPTION_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,36 @@ def export_coreml(
 
 def _check_output(package: Path, force: bool) -> None:
     if package.suffix != ".mlpackage":
-        raise UserError(f"{package.name}: the output's name must end in .mlpackage.")
+        raise UserError(
+            f"{package.name}: the output must be a name that ends in .mlpackage, as S.mlpackage."
+        )
     folder = package.with_name(resources.resources_name(package))
-    for path, marker in ((package, "Manifest.json"), (folder, resources.MANIFEST)):
+    for path, is_ours in ((package, _is_our_package), (folder, _is_our_folder)):
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             continue
-        if not force:
-            raise UserError(f"{path} exists: choose another name, or replace it (--force).")
-        if not (path / marker).is_file():
+        if not is_ours(path):
             raise UserError(
-                f"{path} is not an export (it has no {marker}), so it is not replaced: choose "
+                f"{path} exists and is not an export of ours, so nothing replaces it: choose "
                 "another name."
             )
+        if not force:
+            raise UserError(f"{path} exists: choose another name, or replace it (--force).")
+
+
+def _is_our_package(path: Path) -> bool:
+    try:
+        with (path / "Data" / "com.apple.CoreML" / "model.mlmodel").open("rb") as file:
+            return f"{metadata.PREFIX}form".encode() in file.read(_DESCRIPTION_BYTES)
+    except OSError:
+        return False
+
+
+def _is_our_folder(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / resources.MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == resources.FORMAT
 
 
 def _check_outside(source: Path, package: Path) -> None:
@@ -111,7 +134,7 @@ def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> No
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{place} has {free / 1e9:.2f} GB free, and exporting needs {needed / 1e9:.2f} GB"
+            f"{place} has {free / 1e6:,.1f} MB free, and exporting needs {needed / 1e6:,.1f} MB"
             f"{' (twice the weights, for a moment)' if copies == 2 else ''}: make room or choose "
             "another place."
         )
@@ -121,43 +144,81 @@ def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> No
 def _both_or_neither(package: Path) -> Iterator[Path]:
     """Yield a folder whose package and resources take their names when the block ends well."""
     work = package.with_name(f".{package.name}.partial")
-    names = (resources.resources_name(package), package.name)
-    moved: list[tuple[Path, Path]] = []
+    targets = [package.with_name(resources.resources_name(package)), package]
     keep = False
     try:
         package.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
-        work.mkdir()
-        yield work
-        old = work / "old"
-        old.mkdir()
-        for name in names:
-            target = package.with_name(name)
-            if target.exists():
-                _move(target, old / name, moved)
-            _move(work / name, target, moved)
-    except BaseException as error:
+        with _alone_in(work):
+            _put_back(work, targets)  # of a process that was killed while it replaced an export
+            _empty(work)
+            moved: list[tuple[Path, Path]] = []
+            try:
+                yield work
+                (work / "old").mkdir()
+                for target in targets:
+                    if target.exists():
+                        _move(target, work / "old" / target.name, moved)
+                    _move(work / target.name, target, moved)
+            except BaseException:
+                try:
+                    for source, target in reversed(moved):
+                        if target.exists() and not source.exists():
+                            os.rename(target, source)
+                except OSError as second:
+                    keep = True
+                    raise UserError(
+                        f"{package} could not be written, nor the earlier export be put back "
+                        f"({second}): it is in {work / 'old'}."
+                    ) from second
+                raise
+            finally:
+                if not keep:
+                    shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        name = error.filename2 or error.filename
+        what = ": ".join(str(part) for part in (error.strerror, name) if part)
+        raise UserError(
+            f"{package} could not be written ({what or error}). Nothing of it was left; make room "
+            "or choose another place."
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Make the folder `work` and hold it against other exports to the same output."""
+    work.mkdir(exist_ok=True)
+    held = os.open(work, os.O_RDONLY)
+    try:
         try:
-            for source, target in reversed(moved):
-                os.rename(target, source)
-        except OSError as second:
-            keep = True
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = work.exists() and os.stat(work).st_ino == os.fstat(held).st_ino
+        except BlockingIOError:
+            same = False
+        if not same:
             raise UserError(
-                f"{package} could not be written ({error}), nor the earlier export be put back "
-                f"({second}): it is in {work / 'old'}."
-            ) from error
-        if isinstance(error, OSError):
-            what = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
-            raise UserError(
-                f"{package} could not be written ({what or error}). Nothing of it was left; make "
-                "room or choose another place."
-            ) from error
-        raise
+                f"Another export writes {work.name.removeprefix('.').removesuffix('.partial')} "
+                "now: wait for it, or choose another name."
+            )
+        yield
     finally:
-        if not keep:
-            shutil.rmtree(work, ignore_errors=True)
+        os.close(held)
+
+
+def _put_back(work: Path, targets: list[Path]) -> None:
+    for target in targets:
+        old = work / "old" / target.name
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
+    moved.append((source, target))  # first: an interruption may come after the move
     os.rename(source, target)
-    moved.append((source, target))

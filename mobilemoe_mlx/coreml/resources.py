@@ -32,7 +32,9 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy tokenizer, chat template, generation settings, licence and model card into `folder`.
 
     tokenizer_config.json is told not to clean up spaces, which would eat the one in "SELECT ?s" and
-    is what swift-transformers does unless told otherwise.
+    is what swift-transformers does unless told otherwise; and the class of a tokenizer that its
+    tokenizer.json describes whole, since swift-transformers refuses names that it does not know.
+    Raises UserError for a file that is not the JSON object that an app will need.
     """
     for pattern in (*COMPANION_FILES, "README.md"):
         for path in sorted(checkpoint.folder.glob(pattern)):
@@ -41,11 +43,15 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     args = checkpoint.args
     _write_json(folder / "config.json", published_config(args, checkpoint.config))
     if not (folder / "generation_config.json").exists():
-        settings = {"bos_token_id": args.bos_token_id, "eos_token_id": list(args.eos_token_id)}
-        _write_json(folder / "generation_config.json", settings)
+        generation = {"bos_token_id": args.bos_token_id, "eos_token_id": list(args.eos_token_id)}
+        _write_json(folder / "generation_config.json", generation)
+    for name in ("tokenizer.json", "generation_config.json"):
+        if (folder / name).exists():
+            _read_object(folder / name)
     settings_file = folder / "tokenizer_config.json"
-    if settings_file.is_file():
-        settings = _read_object(settings_file)
+    if settings_file.is_file() or (folder / "tokenizer.json").is_file():
+        settings = _read_object(settings_file) if settings_file.is_file() else {}
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         _write_json(settings_file, settings | {"clean_up_tokenization_spaces": False})
         template = settings.get("chat_template")
         if isinstance(template, str) and not (folder / "chat_template.jinja").exists():
@@ -122,7 +128,7 @@ def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} of the checkpoint is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path.name} of the checkpoint is not a JSON object.")

@@ -24,6 +24,7 @@ def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
     """
     checkpoint = open_checkpoint(folder)
     check_scales(checkpoint)
+    _check_finite(checkpoint)
     if checkpoint.layout is Layout.FLOAT:
         if not quantize:
             raise UserError(
@@ -40,6 +41,15 @@ def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
     return dataclasses.replace(
         checkpoint, args=as_quantized(checkpoint.args), layout=Layout.INT4, tensors=tensors
     )
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype in ("F32", "BF16") and not mx.isfinite(tensor.read()).all().item():
+            raise UserError(
+                f"{checkpoint.folder}: {name} has values that are not finite: the checkpoint is "
+                "damaged, or its training diverged."
+            )
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -58,6 +58,8 @@ def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
 
 
 def _check(root: Path, name: str, file: tuple[int, str]) -> list[str]:
+    if "\0" in name:
+        return [f"{name!r} is no name of a file"]
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         return [f"{name} lies outside the export"]

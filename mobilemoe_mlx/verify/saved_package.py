@@ -128,6 +128,7 @@ class CoreOpsPackage:
 
     def check_weights(self, checkpoint: Checkpoint) -> WeightsReport:
         """Compare its weights with the checkpoint's, bit for bit."""
+        Evaluator(self._package)  # refuses operations that are not as their ops are defined
         return check_weights(self._package, checkpoint)
 
     def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:

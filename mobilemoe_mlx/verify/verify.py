@@ -82,7 +82,8 @@ def verify_package(
                 continue  # the layers' own business; and rounding has no part in it
             say(f"{name} in {arithmetic} arithmetic")
             reports.append(run_case(name, session, model, arithmetic, seed))
-        if arithmetic == saved.arithmetics[-1] and greedy_tokens:
+        # In float32, where a text parts from MLX's at exact ties alone.
+        if arithmetic == "float32" and greedy_tokens:
             say("greedy text")
             greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
     return VerifyReport(
@@ -131,4 +132,7 @@ def _greedy_prompt(folder: Path, args: ModelArgs, prompt: str | None, seed: int)
         rng = np.random.default_rng(seed)
         return rng.integers(args.vocab_size, size=_RANDOM_PROMPT).tolist()
     begin = [] if args.bos_token_id is None else [args.bos_token_id]
-    return begin + encode_text(load_tokenizer(folder), PROMPT if prompt is None else prompt)
+    tokens = begin + encode_text(load_tokenizer(folder), PROMPT if prompt is None else prompt)
+    if not tokens:
+        raise UserError("The prompt is empty, and the model has no token to begin with.")
+    return tokens
