@@ -235,7 +235,8 @@ def blocks_of(counts: list[int], rows: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "top_k", "experts", "rows"), [(7, 2, 5, 4), (6, 3, 6, 2), (3, 2, 9, 4), (5, 1, 3, 2)]
+    ("tokens", "top_k", "experts", "rows"),
+    [(7, 2, 5, 4), (6, 3, 6, 2), (3, 2, 9, 4), (5, 1, 3, 2), (4, 2, 3, 4)],
 )
 def test_most_blocks_is_enough_and_reached(
     tokens: int, top_k: int, experts: int, rows: int

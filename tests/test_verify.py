@@ -8,25 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from coremltools.proto import Model_pb2
+from package_edits import place_of, renamed, spec_path
 
 from mobilemoe_mlx.cli import verify as verify_command
 from mobilemoe_mlx.cli.main import main
-from mobilemoe_mlx.compare.measures import TensorError
-from mobilemoe_mlx.compare.values import LayerValues, Trace
-from mobilemoe_mlx.coreml import moe_lowering
 from mobilemoe_mlx.coreml.options import ExportOptions
 from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.verify.cases import CASES, Case, CaseReport, compare_case
-from mobilemoe_mlx.verify.greedy import GreedyReport
+from mobilemoe_mlx.verify.cases import CASES
 from mobilemoe_mlx.verify.report import VerifyReport
-from mobilemoe_mlx.verify.session import Call, chat_plan, plan
-from mobilemoe_mlx.verify.tolerance import FLOAT16_ROUNDING, limit
 from mobilemoe_mlx.verify.verify import verify_package
-from mobilemoe_mlx.verify.weight_file import WeightFile
 
 # A context that is no multiple of the block: the last block has to start earlier.
 OPTIONS = ExportOptions(context=53, prefill_block=16)
@@ -99,184 +92,11 @@ def test_a_package_for_ios_26(int4_folder: Path, tmp_path: Path) -> None:
     assert verify_package(package, int4_folder, cases=["long"], greedy_tokens=4).passed
 
 
-# -- mutations --------------------------------------------------------------------------------
-
-
-def spec_path(package: Path) -> Path:
-    return package / "Data" / "com.apple.CoreML" / "model.mlmodel"
-
-
-def operations(spec: Model_pb2.Model, function: str):
-    return next(iter(spec.mlProgram.functions[function].block_specializations.values())).operations
-
-
-def place_of(package: Path, name: str, key: str) -> tuple[Path, int]:
-    """The weight file, and the first byte there of constant `name` (`key`: val, data or scale)."""
-    spec = Model_pb2.Model()
-    spec.ParseFromString(spec_path(package).read_bytes())
-    (op,) = [o for o in operations(spec, "decode") if o.outputs and o.outputs[0].name == name]
-    value = op.attributes[key] if key == "val" else op.inputs[key].arguments[0].value
-    path = package / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
-    return path, WeightFile(path).blob(value.blobFileValue.offset).data_offset
-
-
-def change(
-    package: Path, name: str, key: str, dtype: type, edit: Callable, count: int = 1, at: int = 0
-) -> None:
-    """Apply `edit` to `count` elements of a constant, from element `at`, in the weight file."""
-    path, offset = place_of(package, name, key)
-    raw = bytearray(path.read_bytes())
-    view = np.frombuffer(raw, dtype, count, offset + at * np.dtype(dtype).itemsize)
-    view[:] = edit(view.copy())
-    path.write_bytes(raw)
-
-
-def one_scale(package: Path) -> None:
-    change(package, "layers_1_o", "scale", np.float16, lambda s: -s, at=3)
-
-
-def one_expert_scale(package: Path) -> None:
-    change(package, "layers_0_down_scale", "val", np.float16, lambda s: s * np.float16(1.001))
-
-
-def one_nibble(package: Path) -> None:
-    change(package, "layers_0_qkv", "data", np.uint8, lambda b: b ^ 0x80, at=5)
-
-
-def one_expert_nibble(package: Path) -> None:
-    """The lowest bit of one code of one expert, which few tokens would show."""
-    change(package, "layers_1_gate_up_codes", "val", np.uint8, lambda b: b ^ 0x01, at=77)
-
-
-def one_router_bias(package: Path) -> None:
-    """Of seven: so few that they are in the program, not in the weight file."""
-
-    def edit(ops) -> None:
-        (op,) = [o for o in ops if o.outputs and o.outputs[0].name == "layers_0_expert_bias"]
-        op.attributes["val"].immediateValue.tensor.floats.values[2] += 0.5
-
-    edit_program(package, edit, ("prefill", "decode"))
-
-
-def one_rope_entry(package: Path) -> None:
-    change(package, "rope_sin", "val", np.float32, lambda r: r + np.float32(0.5), at=8)
-
-
-def one_norm_weight(package: Path) -> None:
-    change(package, "layers_1_moe_norm", "val", np.float32, lambda w: w * 2, at=1)
-
-
-def shared_gate_and_up(package: Path) -> None:
-    """160 rows of the gate and 160 of the up projection, 64 columns each."""
-    for key, dtype, row in (("data", np.uint8, 32), ("scale", np.float16, 2)):
-        count = 2 * 160 * row
-        change(
-            package,
-            "layers_0_shared_gate_up",
-            key,
-            dtype,
-            lambda v: np.roll(v, len(v) // 2),
-            count,
-        )
-
-
-def edit_program(package: Path, edit: Callable, functions: tuple[str, ...]) -> None:
-    spec = Model_pb2.Model()
-    spec.ParseFromString(spec_path(package).read_bytes())
-    for function in functions:
-        edit(operations(spec, function))
-    spec_path(package).write_bytes(spec.SerializeToString())
-
-
-def swap_outputs_of_a_split(ops) -> None:
-    """gate, up = split(...) becomes up, gate."""
-    split = next(op for op in ops if op.type == "split")
-    first, second = split.outputs[0].name, split.outputs[1].name
-    split.outputs[0].name, split.outputs[1].name = second, first
-
-
-def swapped_in_decode(package: Path) -> None:
-    edit_program(package, swap_outputs_of_a_split, ("decode",))
-
-
-def swapped_in_prefill(package: Path) -> None:
-    edit_program(package, swap_outputs_of_a_split, ("prefill",))
-
-
-def lowest_scores_first(package: Path) -> None:
-    def edit(ops) -> None:
-        next(op for op in ops if op.type == "greater").type = "less"
-
-    edit_program(package, edit, ("prefill", "decode"))
-
-
-def nothing(ops) -> None:
-    """The control of the mutations."""
-
-
-IN_WEIGHTS = [
-    one_scale,
-    one_nibble,
-    one_router_bias,
-    one_rope_entry,
-    one_norm_weight,
-    shared_gate_and_up,
-]
-IN_WEIGHTS_ONLY = [one_expert_scale, one_expert_nibble]
-IN_PROGRAM = [swapped_in_decode, swapped_in_prefill, lowest_scores_first]
-
-
 @pytest.fixture
 def mutable(good: Path, tmp_path: Path) -> Path:
     """A copy of the package alone: no checksum may be what catches a mutation."""
     shutil.copytree(good, tmp_path / "S.mlpackage")
     return tmp_path / "S.mlpackage"
-
-
-def float32_case(report: VerifyReport) -> CaseReport:
-    (case,) = [case for case in report.cases if case.arithmetic == "float32"]
-    return case
-
-
-def test_an_unchanged_copy_passes(mutable: Path, int4_folder: Path) -> None:
-    edit_program(mutable, nothing, ("prefill", "decode"))
-    report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
-    assert report.passed
-    assert not report.files.manifest
-
-
-@pytest.mark.parametrize("mutate", IN_WEIGHTS)
-def test_weights_and_logits_both_catch(
-    mutable: Path, int4_folder: Path, mutate: Callable[[Path], None]
-) -> None:
-    mutate(mutable)
-    report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
-    assert not report.passed
-    assert len(report.weights.problems) >= 1
-    assert not float32_case(report).passed
-    assert "FAIL weights" in report.text() and "FAIL long, float32" in report.text()
-
-
-@pytest.mark.parametrize("mutate", IN_WEIGHTS_ONLY)
-def test_weights_catch_what_logits_might_miss(
-    mutable: Path, int4_folder: Path, mutate: Callable[[Path], None]
-) -> None:
-    mutate(mutable)
-    report = verify_package(mutable, int4_folder, cases=["short"], greedy_tokens=0)
-    assert not report.weights.passed
-    assert not report.passed
-
-
-@pytest.mark.parametrize("mutate", IN_PROGRAM)
-def test_logits_catch_a_wrong_program(
-    mutable: Path, int4_folder: Path, mutate: Callable[[Path], None]
-) -> None:
-    mutate(mutable)
-    report = verify_package(mutable, int4_folder, cases=["long"], greedy_tokens=0)
-    assert report.weights.passed
-    assert not float32_case(report).passed
-    # It says where they part.
-    assert "layer 0: hidden max" in report.text()
 
 
 def test_checksums_catch_too(good: Path, int4_folder: Path, tmp_path: Path) -> None:
@@ -344,128 +164,6 @@ def test_a_package_without_its_weight_file(mutable: Path, int4_folder: Path) -> 
         verify_package(mutable, int4_folder)
 
 
-@pytest.mark.parametrize("mutate", [swapped_in_decode, swapped_in_prefill])
-@pytest.mark.parametrize("block", [2, 4])
-@pytest.mark.parametrize("case", ["short", "long", "full"])
-def test_every_case_of_the_smallest_context_runs_both_functions(
-    int4_folder: Path, tmp_path: Path, mutate: Callable[[Path], None], block: int, case: str
-) -> None:
-    options = ExportOptions(context=4, prefill_block=block)
-    package = export_coreml(int4_folder, tmp_path / "s.mlpackage", options).package
-    assert verify_package(package, int4_folder, cases=[case], greedy_tokens=2, prompt="a").passed
-    shutil.rmtree(tmp_path / "s-resources")
-    mutate(package)
-    report = verify_package(package, int4_folder, cases=[case], greedy_tokens=0, prompt="a")
-    assert not report.passed
-
-
-# -- what random tokens do not show -------------------------------------------------------------
-
-
-def test_ties_are_tried(int4_folder: Path, tmp_path: Path) -> None:
-    """The matrix of lower indices transposed: ties go to the higher one."""
-
-    def higher_index(matrix: np.ndarray, diagonal: int) -> np.ndarray:
-        return np.triu(matrix, -diagonal)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "tril", higher_index)
-        package = export_coreml(int4_folder, tmp_path / "t.mlpackage", OPTIONS).package
-    report = verify_package(package, int4_folder, cases=["long", "routing"], greedy_tokens=0)
-    long, routing = report.cases[:2]
-    assert long.passed  # random scores have no ties
-    assert not routing.passed
-
-
-@pytest.mark.parametrize("fewer", [1, 3])
-def test_the_fullest_routing_is_tried(
-    int4_folder: Path, tmp_path: Path, fewer: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    most = moe_lowering.most_blocks
-    options = ExportOptions(context=200, prefill_block=96)
-    monkeypatch.setattr(moe_lowering, "most_blocks", lambda *sizes: most(*sizes) - fewer)
-    package = export_coreml(int4_folder, tmp_path / "f.mlpackage", options).package
-    try:
-        report = verify_package(package, int4_folder, cases=["routing"], greedy_tokens=0)
-    except UserError as error:  # a row beyond the blocks
-        assert "indices reach" in str(error)
-    else:
-        assert not report.passed
-
-
-def test_every_expert_is_tried_in_decode(mutable: Path, int4_folder: Path) -> None:
-    def edit(ops) -> None:
-        numbers = np.arange(7, dtype=np.float32).tolist()
-        found = [
-            op.attributes["val"].immediateValue.tensor.floats.values
-            for op in ops
-            if op.type == "const"
-        ]
-        (*_, indices) = [values for values in found if list(values) == numbers]
-        indices[6] = 0.0
-
-    edit_program(mutable, edit, ("decode",))
-    report = verify_package(mutable, int4_folder, cases=["routing"], greedy_tokens=0)
-    assert not report.passed
-
-
-def test_layers_are_judged_where_logits_do_not_show() -> None:
-    """Not all tokens of a block have logits, and not all layers reach those that do."""
-    random = np.random.default_rng(0)
-    scores = np.tile(np.array([0.9, 0.5, 0.1], np.float32), (8, 1))
-    experts = np.tile(np.array([0, 1]), (8, 1))
-    hidden = random.normal(size=(8, 4)).astype(np.float32)
-    logits = random.normal(size=(1, 32)).astype(np.float32)
-    reference = Trace([LayerValues(hidden, scores, experts)], logits)
-    for wrong in (
-        LayerValues(hidden + np.float32(1e-3) * (np.arange(8) == 5)[:, None], scores, experts),
-        LayerValues(hidden, scores + np.float32(1e-4), experts),
-    ):
-        case = Case("short", [0] * 8, 4)
-        measured = Trace([wrong], logits)
-        report = compare_case(case, measured, reference, [7], "float32")
-        assert report.judged == 0 and not report.passed
-        assert compare_case(case, reference, reference, [7], "float32").passed
-
-
-def test_a_right_constant_that_nothing_uses(mutable: Path, int4_folder: Path) -> None:
-    """Beside it lies a wrong one, which is used."""
-
-    def edit(ops) -> None:
-        position, op = next(
-            (i, o) for i, o in enumerate(ops) if o.outputs and o.outputs[0].name == "norm"
-        )
-        decoy = type(op)()
-        decoy.CopyFrom(op)
-        decoy.outputs[0].name = "used_norm"
-        decoy.attributes["name"].immediateValue.tensor.strings.values[0] = "used_norm"
-        for other in ops:
-            for argument in other.inputs.values():
-                for binding in argument.arguments:
-                    if binding.name == "norm":
-                        binding.name = "used_norm"
-        ops.insert(position, decoy)
-
-    edit_program(mutable, edit, ("decode",))
-    report = verify_package(mutable, int4_folder, cases=[], greedy_tokens=0)
-    assert report.weights.problems == ("decode: nothing uses norm",)
-
-
-def test_biases_and_epsilons_are_checked(mutable: Path, int4_folder: Path) -> None:
-    def edit(ops) -> None:
-        for op in ops:
-            if op.type == "rsqrt":
-                name = op.inputs["epsilon"].arguments[0].name
-                (constant,) = [o for o in ops if o.outputs and o.outputs[0].name == name]
-                constant.attributes["val"].immediateValue.tensor.floats.values[0] = 1.01e-5
-                return
-
-    edit_program(mutable, edit, ("prefill",))
-    report = verify_package(mutable, int4_folder, cases=[], greedy_tokens=0)
-    (problem,) = report.weights.problems
-    assert "prefill: " in problem and "epsilon" in problem
-
-
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -486,71 +184,6 @@ def test_another_interface(
     spec_path(mutable).write_bytes(spec.SerializeToString())
     with pytest.raises(UserError, match=words):
         verify_package(mutable, int4_folder)
-
-
-def renamed(spec: Any, old: str, new: str) -> None:
-    """Everywhere in both functions and their descriptions."""
-    for described in spec.description.functions:
-        for feature in (*described.input, *described.output, *described.state):
-            feature.name = new if feature.name == old else feature.name
-    for function in spec.mlProgram.functions.values():
-        for value in function.inputs:
-            value.name = new if value.name == old else value.name
-        for block in function.block_specializations.values():
-            block.outputs[:] = [new if name == old else name for name in block.outputs]
-            for op in block.operations:
-                for output in op.outputs:
-                    output.name = new if output.name == old else output.name
-                for argument in op.inputs.values():
-                    for binding in argument.arguments:
-                        binding.name = new if binding.name == old else binding.name
-
-
-# -- greedy text -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("gap", "passes"), [(1e-3, True), (7.0, False)])
-def test_greedy_texts_part_at_near_ties_only(gap: float, passes: bool) -> None:
-    """One wrong logit of 128,256 does not show in their mean error."""
-    error = TensorError(max=1e-3, mean=1e-4, cosine=1.0)
-    report = GreedyReport(4, (1, 2), (1, 3), error, gap, limit("declared", 20))
-    assert report.passed == passes
-
-
-# -- differences in routing --------------------------------------------------------------------
-
-
-def routed_otherwise(gap: float, later_error: float) -> CaseReport:
-    """Of 8 tokens the fourth takes another second expert, by a gap of `gap` in its score.
-
-    The logits of the tokens after it differ by `later_error`.
-    """
-    random = np.random.default_rng(0)
-    scores = np.tile(np.array([0.9, 0.5 + gap, 0.5, 0.1], np.float32), (8, 1))
-    experts = np.tile(np.array([0, 1]), (8, 1))
-    hidden = random.normal(size=(8, 4)).astype(np.float32)
-    logits = random.normal(size=(8, 32)).astype(np.float32)
-    other_experts, other_logits = experts.copy(), logits.copy()
-    other_experts[3, 1] = 2
-    other_logits[4:] += np.float32(later_error)
-    reference = Trace([LayerValues(hidden, scores, experts)], logits)
-    measured = Trace([LayerValues(hidden, scores, other_experts)], other_logits)
-    case = Case("short", [0] * 8, 4)
-    return compare_case(case, measured, reference, list(range(8)), "float32")
-
-
-def test_a_near_tie_may_fall_otherwise() -> None:
-    report = routed_otherwise(gap=1e-6, later_error=1e-3)
-    assert report.passed
-    assert report.judged_rows == 3
-
-
-def test_a_clear_choice_may_not() -> None:
-    assert not routed_otherwise(gap=1e-3, later_error=0.0).passed
-
-
-def test_a_near_tie_hides_no_mistake_behind_it() -> None:
-    assert not routed_otherwise(gap=1e-6, later_error=0.1).passed
 
 
 # -- the command and its mistakes -------------------------------------------------------------
@@ -574,7 +207,10 @@ def test_the_command_offers_the_cases_that_there_are() -> None:
 
 
 def test_command_fails_for_a_wrong_package(mutable: Path, int4_folder: Path) -> None:
-    one_nibble(mutable)
+    path, offset = place_of(mutable, "layers_0_qkv", "data")
+    raw = bytearray(path.read_bytes())
+    raw[offset] ^= 0x80
+    path.write_bytes(raw)
     command = ["verify", str(mutable), "--against", str(int4_folder), "--case", "short"]
     assert main(command) == 1
 
@@ -630,54 +266,3 @@ def test_a_foreign_package(good: Path, int4_folder: Path, mutable: Path) -> None
     spec_path(mutable).write_bytes(spec.SerializeToString())
     with pytest.raises(UserError, match="no export of ours"):
         verify_package(mutable, int4_folder)
-
-
-# -- the plan of calls and the tolerance -------------------------------------------------------
-
-
-def test_plan_by_example() -> None:
-    def calls(*arguments: int) -> list[tuple[int, int, bool]]:
-        return [tuple(call) for call in plan(*arguments)]
-
-    assert calls(5, 7, 8, 32) == [(0, 5, False), (5, 1, True), (6, 1, True)]
-    assert calls(20, 21, 8, 32) == [(0, 8, False), (8, 8, False), (16, 4, False), (20, 1, True)]
-    # 29 + 8 would pass the end: the last block starts at 24 - 2 = 22.
-    assert calls(29, 29, 8, 30)[-2:] == [(16, 8, False), (22, 7, False)]
-    # A block of one token is a block.
-    assert calls(9, 9, 8, 32) == [(0, 8, False), (8, 1, False)]
-
-
-@pytest.mark.parametrize(("block", "context"), [(16, 64), (8, 30), (2, 4), (256, 2048)])
-def test_a_chat_goes_everywhere(block: int, context: int) -> None:
-    total = min(context, 2 * block)
-    calls = list(chat_plan(total, block, context))
-    covered: set[int] = set()
-    for call in calls:
-        assert set(range(call.start)) <= covered
-        assert call.start + (1 if call.is_decode else block) <= context
-        covered |= set(range(call.start, call.start + call.length))
-    assert covered == set(range(total))
-    assert calls[0] == Call(0, 1, is_decode=True)
-    assert calls[1].length == 1 or (block == context and not calls[1].is_decode)
-    blocks = [call for call in calls if not call.is_decode]
-    assert block < 8 or {call.length for call in blocks} >= {1, block}
-    assert block < 8 or len({call.start % block for call in blocks}) >= 3
-
-
-@pytest.mark.parametrize("block", [1, 3, 8, 16])
-@pytest.mark.parametrize("context", [16, 17, 30, 64])
-def test_plan_covers_everything_within_the_context(block: int, context: int) -> None:
-    for prompt in range(1, context + 1):
-        calls = list(plan(prompt, context, block, context))
-        covered: set[int] = set()
-        for call in calls:
-            assert set(range(call.start)) <= covered  # the cache has all that comes before
-            assert call.start + (1 if call.is_decode else block) <= context
-            covered |= set(range(call.start, call.start + call.length))
-        assert covered == set(range(context))
-
-
-def test_rounding_constant_is_what_rounding_does() -> None:
-    x = np.random.default_rng(0).normal(size=1_000_000)
-    error = (x.astype(np.float16).astype(np.float64) - x) / x
-    assert np.sqrt(np.mean(error**2)) == pytest.approx(FLOAT16_ROUNDING, rel=0.05)

@@ -16,5 +16,6 @@ def block_rows(tokens: int) -> int:
 def most_blocks(tokens: int, top_k: int, experts: int, rows: int) -> int:
     """Blocks of `rows` rows that hold every routing of `tokens` tokens to `top_k` experts each."""
     pairs = tokens * top_k
-    # Each expert with tokens leaves at most rows - 1 rows of its last block empty.
-    return (pairs + min(experts, pairs) * (rows - 1)) // rows
+    # Each expert with tokens leaves at most rows - 1 rows of its last block empty; none has more
+    # than all tokens.
+    return min((pairs + min(experts, pairs) * (rows - 1)) // rows, experts * -(-tokens // rows))
