@@ -23,7 +23,7 @@ def test_layers_are_judged_where_logits_do_not_show() -> None:
     reference = Trace([LayerValues(hidden, scores, experts)], logits)
     for wrong in (
         LayerValues(hidden + np.float32(1e-3) * (np.arange(8) == 5)[:, None], scores, experts),
-        LayerValues(hidden, scores + np.float32(1e-4), experts),
+        LayerValues(hidden, scores + np.float32(1e-3), experts),
     ):
         case = Case("short", [0] * 8, 4)
         measured = Trace([wrong], logits)

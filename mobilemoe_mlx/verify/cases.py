@@ -202,7 +202,7 @@ def _layers_within(measured: Trace, reference: Trace, clean: int) -> bool:
         return True
     return all(
         TensorError.between(mine.hidden[:clean], theirs.hidden[:clean]).max <= FLOAT32_LIMIT
-        and np.abs(mine.scores[:clean] - theirs.scores[:clean]).max() <= FLOAT32_SCORE
+        and np.abs(mine.scores[:clean] - theirs.scores[:clean]).max() <= FLOAT32_LIMIT
         for mine, theirs in zip(measured.layers, reference.layers, strict=True)
     )
 
