@@ -65,9 +65,9 @@ def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
                 value = np.asarray(package.value(actual))
                 problems += _table_difference(function, name, value, table)
     problems += _unused(package)
-    for saved in package.functions.values():
-        problems += _not_consumed(saved, [*seen]) + _biases(package, saved)
-        problems += _epsilons(package, saved, checkpoint.args.rms_norm_eps)
+    for name, saved in package.functions.items():
+        problems += _not_consumed(saved, [*seen]) + _biases(package, saved, found[name])
+        problems += _epsilons(package, saved, found[name], checkpoint.args.rms_norm_eps)
     return WeightsReport(tensors, nbytes, tuple(problems))
 
 
@@ -88,14 +88,14 @@ def _not_consumed(function: Function, parts: list[str]) -> list[str]:
     ]
 
 
-def _epsilons(package: Package, function: Function, expected: float) -> list[str]:
+def _epsilons(
+    package: Package, function: Function, constants: dict[str, Constant], expected: float
+) -> list[str]:
     """Norms by another epsilon, which may change logits by less than a limit."""
-    found = _constants(function)
     problems = []
     for operation in function.operations:
         if operation.type == "rsqrt":
-            argument = operation.inputs["epsilon"][0] if "epsilon" in operation.inputs else None
-            constant = found.get(argument) if isinstance(argument, str) else argument
+            constant = _constant_input(operation, "epsilon", constants)
             value = None if constant is None else np.asarray(package.value(constant)).item()
             if value != np.float32(expected):
                 problems.append(
@@ -104,14 +104,12 @@ def _epsilons(package: Package, function: Function, expected: float) -> list[str
     return problems
 
 
-def _biases(package: Package, function: Function) -> list[str]:
+def _biases(package: Package, function: Function, constants: dict[str, Constant]) -> list[str]:
     """Linears of the model have no bias; coremltools writes one of zeros."""
-    found = _constants(function)
     problems = []
     for operation in function.operations:
         if operation.type == "linear" and "bias" in operation.inputs:
-            (argument,) = operation.inputs["bias"]
-            constant = found.get(argument) if isinstance(argument, str) else argument
+            constant = _constant_input(operation, "bias", constants)
             if constant is None or np.any(np.asarray(package.value(constant))):
                 problems.append(f"{function.name}: {operation.name} has a bias")
     return problems
@@ -159,6 +157,14 @@ def _constants(function: Function) -> dict[str, Constant]:
                 if (constant := _argument(operation, key)) is not None
             }
     return found
+
+
+def _constant_input(
+    operation: Operation, name: str, constants: dict[str, Constant]
+) -> Constant | None:
+    """The constant that an input is or names; None where it is none."""
+    (argument,) = operation.inputs.get(name, (None,))
+    return constants.get(argument) if isinstance(argument, str) else argument
 
 
 def _argument(operation: Operation, name: str) -> Constant | None:
