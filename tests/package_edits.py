@@ -6,10 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import coremltools as ct
 import numpy as np
 from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.verify.weight_file import WeightFile
+
+
+def spec_of(package: Path) -> Any:
+    """The model as coremltools reads it."""
+    return ct.utils.load_spec(str(package))
 
 
 def spec_path(package: Path) -> Path:

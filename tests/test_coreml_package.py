@@ -7,11 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
-import coremltools as ct
 import mlx.core as mx
 import numpy as np
 import pytest
 from coremltools.converters.mil.frontend.milproto.load import load as load_mil
+from package_edits import spec_of
 from small_model import small_args
 
 from mobilemoe_mlx import int4
@@ -35,10 +35,6 @@ OPTIONS = ExportOptions(context=64, prefill_block=16)
 def package(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of the INT4 fixture; do not write into it."""
     return export_coreml(int4_folder, tmp_path_factory.mktemp("x") / "S.mlpackage", OPTIONS).package
-
-
-def spec_of(package: Path):
-    return ct.utils.load_spec(str(package))
 
 
 def program_of(package: Path):

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import coremltools as ct
 import pytest
+from package_edits import spec_of
 
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.coreml import package as package_module
@@ -26,10 +26,6 @@ OPTIONS = ExportOptions(context=64, prefill_block=16)
 def package(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of the INT4 fixture; do not write into it."""
     return export_coreml(int4_folder, tmp_path_factory.mktemp("x") / "S.mlpackage", OPTIONS).package
-
-
-def spec_of(package: Path):
-    return ct.utils.load_spec(str(package))
 
 
 def test_existing_output_needs_force(int4_folder: Path, tmp_path: Path) -> None:

@@ -41,10 +41,9 @@ def compare_greedy(
     count = min(count, session.context - len(prompt))
     session.reset()
     cache = model.make_cache()
-    steps = list(plan(len(prompt), len(prompt), session.block, session.context))
-    mine = [session.feed(prompt[start : start + n], start, False) for start, n, _ in steps][
-        -1
-    ].logits
+    for call in plan(len(prompt), len(prompt), session.block, session.context):
+        part = prompt[call.start : call.start + call.length]
+        mine = session.feed(part, call.start, call.is_decode).logits
     theirs = model(mx.array([prompt]), cache)[0, -1]
     generated: list[int] = []
     expected: list[int] = []
