@@ -5,7 +5,7 @@ Run: python benchmarks/coreml_blocks.py [--preset S] [--tokens 256] [--rows 8 16
 Exports one decoder layer of the preset for each number of rows and adds up, over the operations of
 `prefill`: the bytes of inputs and results at their declared types (what an unfused program moves),
 the floating-point operations of products, and the most bytes alive at once. Nothing is timed: no
-device is here, and the counts only rank the choices (mobilemoe_mlx/coreml/expert_blocks.py).
+device is here, and the counts only rank the choices (mobilemoe_mlx/export/coreml/expert_blocks.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import math
 import tempfile
 from pathlib import Path
 
+from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
 from mobilemoe_mlx.config import PRESETS
-from mobilemoe_mlx.coreml import expert_blocks, names
-from mobilemoe_mlx.coreml.options import ExportOptions
-from mobilemoe_mlx.coreml.package import export_coreml
-from mobilemoe_mlx.random_checkpoint import write_random_checkpoint
-from mobilemoe_mlx.verify.mil_evaluator import Evaluator
-from mobilemoe_mlx.verify.mil_program import Constant, Function, TensorType, read_package
+from mobilemoe_mlx.export.coreml import expert_blocks, names
+from mobilemoe_mlx.export.coreml.options import ExportOptions
+from mobilemoe_mlx.export.coreml.package import export_coreml
+from mobilemoe_mlx.mil.evaluator import Evaluator
+from mobilemoe_mlx.mil.program import Constant, Function, TensorType, read_package
 
 
 def moved_bytes(function: Function) -> int:

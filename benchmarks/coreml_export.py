@@ -28,8 +28,8 @@ LARGEST_MEMORY = 8e9
 def export(checkpoint: str, output: str, moe: str) -> dict[str, float]:
     """Export in this process; returns seconds, peak bytes and sizes."""
     start = time.perf_counter()
-    from mobilemoe_mlx.coreml.options import ExportOptions
-    from mobilemoe_mlx.coreml.package import export_coreml
+    from mobilemoe_mlx.export.coreml.options import ExportOptions
+    from mobilemoe_mlx.export.coreml.package import export_coreml
 
     done = export_coreml(checkpoint, output, ExportOptions(moe=moe))  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
@@ -58,7 +58,7 @@ def main() -> int:
         checkpoint = options.checkpoint
         if checkpoint is None:
             checkpoint = Path(folder) / "checkpoint"
-            maker = ["-m", "mobilemoe_mlx.random_checkpoint", "--layout", "int4"]
+            maker = ["-m", "mobilemoe_mlx.checkpoint.random_weights", "--layout", "int4"]
             command = [*maker, "--preset", options.preset, "--output", str(checkpoint)]
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         step = [str(checkpoint), str(Path(folder) / "M.mlpackage"), options.moe]

@@ -35,12 +35,12 @@ def idle() -> None:
     """Import what any of the others imports."""
     import mlx_lm  # noqa: F401
 
-    import mobilemoe_mlx.convert  # noqa: F401
+    import mobilemoe_mlx.checkpoint.rewrite  # noqa: F401
 
 
 def load(folder: str) -> None:
     """Load the model only."""
-    from mobilemoe_mlx.checkpoint import load_model
+    from mobilemoe_mlx.checkpoint.load_save import load_model
 
     load_model(folder)
 
@@ -50,7 +50,7 @@ def answer(folder: str) -> None:
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
-    from mobilemoe_mlx.checkpoint import load_model
+    from mobilemoe_mlx.checkpoint.load_save import load_model
 
     model = load_model(folder)
     # Different tokens, as in real text: repeated ones would route to few experts.
@@ -61,15 +61,15 @@ def answer(folder: str) -> None:
 
 def convert(source: str, output: str, to: str, shard_bytes: str) -> None:
     """Convert one folder."""
-    from mobilemoe_mlx.convert import convert
+    from mobilemoe_mlx.checkpoint.rewrite import convert
 
     convert(source, output, to=to, max_shard_bytes=int(shard_bytes))  # type: ignore[arg-type]
 
 
 def random_checkpoint(output: str, preset: str, layout: str, shard_bytes: str) -> None:
     """Make a checkpoint to measure on."""
+    from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
     from mobilemoe_mlx.config import PRESETS
-    from mobilemoe_mlx.random_checkpoint import write_random_checkpoint
 
     write_random_checkpoint(
         output, PRESETS[preset], quantized=layout == "int4", max_shard_bytes=int(shard_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobilemoe_mlx.checkpoint import load, save
+from mobilemoe_mlx.checkpoint.load_save import load, save
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model, ModelArgs
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import hub
+from mobilemoe_mlx.checkpoint import hub
+from mobilemoe_mlx.checkpoint.layouts import layout_of
+from mobilemoe_mlx.checkpoint.tensor_file import read_header
 from mobilemoe_mlx.config import GROUP_SIZE, PRESETS, ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.layout import layout_of
-from mobilemoe_mlx.safetensors_file import read_header
 
 # Bytes of one number in the key/value cache, by the type that the model computes in.
 KV_CACHE_TYPES = {"float32": 4, "bfloat16": 2, "float16": 2}

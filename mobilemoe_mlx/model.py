@@ -14,6 +14,7 @@ from mlx_lm.models.cache import KVCache
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.experts import Experts
+from mobilemoe_mlx.tensor_names import is_expert_matrix, split_int4_name
 
 __all__ = ["Model", "ModelArgs"]
 
@@ -262,33 +263,3 @@ class Model(nn.Module):
                 out[f"{module}.scales"] = affine.scales
                 out[f"{module}.biases"] = affine.biases
         return out
-
-
-def split_int4_name(name: str) -> tuple[str, str, str] | None:
-    """A published packed tensor's (module path, "qweight" or "scale", name of its scale tensor).
-
-    None when `name` is not of the packed layout. Experts: `experts.gate_up_qweight` belongs to the
-    module `experts.gate_up_proj`; all others: `X.qweight` with `X.weight_scale`.
-    """
-    head, _, leaf = name.rpartition(".")
-    for stem in ("gate_up", "down"):
-        if leaf in (f"{stem}_qweight", f"{stem}_scale"):
-            kind = leaf.removeprefix(f"{stem}_")
-            return f"{head}.{stem}_proj", kind, f"{head}.{stem}_scale"
-    if leaf in ("qweight", "weight_scale"):
-        return head, "qweight" if leaf == "qweight" else "scale", f"{head}.weight_scale"
-    return None
-
-
-def packed_names(parameter: str) -> tuple[str, str]:
-    """The published names of a parameter's codes and scales: the inverse of `split_int4_name`."""
-    module = parameter.removesuffix(".weight")
-    if is_expert_matrix(module):
-        stem = module.removesuffix("_proj")
-        return f"{stem}_qweight", f"{stem}_scale"
-    return f"{module}.qweight", f"{module}.weight_scale"
-
-
-def is_expert_matrix(module: str) -> bool:
-    """True for the path of a matrix that holds all routed experts."""
-    return module.endswith((".experts.gate_up_proj", ".experts.down_proj"))

@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.model import Model, packed_names
+from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.tensor_names import packed_names
 
 # Tensors that INT4 leaves alone, with the type that the published QAT files store them in.
 _STORED_TYPES = {

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
-from mobilemoe_mlx import atomic_file, transformers_config
+from mobilemoe_mlx import tokenizer_config
 from mobilemoe_mlx.errors import UserError
 
 # The control tokens of the published chat format.
@@ -63,7 +63,7 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> Tokenize
     or unreadable.
     """
     folder = Path(folder)
-    transformers_config.register()  # a checkpoint's config.json lies beside the tokenizer
+    tokenizer_config.register()  # a checkpoint's config.json lies beside the tokenizer
     _check_tokenizer_json(folder / "tokenizer.json")
     try:
         tokenizer = mlx_lm_load(
@@ -133,7 +133,7 @@ def train_tokenizer(
         "special_tokens_map.json": json.dumps(special_tokens_map, indent=2).encode(),
     }
     for name, content in files.items():
-        atomic_file.write(folder / name, content)
+        files.write(folder / name, content)
     return {
         "vocab_size": vocab_size,
         "texts": len(sample),

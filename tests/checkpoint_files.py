@@ -9,8 +9,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from mobilemoe_mlx.checkpoint.layouts import Layout, expected_tensors
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.layout import Layout, expected_tensors
 
 TORCH_TYPES = {
     "BF16": torch.bfloat16,

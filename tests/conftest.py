@@ -17,8 +17,8 @@ mx.set_default_device(mx.cpu)
 import pytest  # noqa: E402
 from training_fixtures import write_family  # noqa: E402
 
+from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint  # noqa: E402
 from mobilemoe_mlx.config import ModelArgs  # noqa: E402
-from mobilemoe_mlx.random_checkpoint import write_random_checkpoint  # noqa: E402
 from mobilemoe_mlx.tokenizer import train_tokenizer  # noqa: E402
 
 VOCABULARY = 480

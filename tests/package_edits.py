@@ -10,7 +10,7 @@ import coremltools as ct
 import numpy as np
 from coremltools.proto import Model_pb2
 
-from mobilemoe_mlx.verify.weight_file import WeightFile
+from mobilemoe_mlx.mil.weight_file import WeightFile
 
 
 def spec_of(package: Path) -> Any:

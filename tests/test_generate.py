@@ -23,7 +23,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from mobilemoe_mlx import generate
-from mobilemoe_mlx.checkpoint import save
+from mobilemoe_mlx.checkpoint.load_save import save
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError

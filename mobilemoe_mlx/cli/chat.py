@@ -7,7 +7,7 @@ import io
 import sys
 
 from mobilemoe_mlx import chat
-from mobilemoe_mlx.checkpoint import load
+from mobilemoe_mlx.checkpoint.load_save import load
 from mobilemoe_mlx.cli.generate import add_generation_arguments, generation_options
 
 

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
+    from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.report import compare_checkpoint
-    from mobilemoe_mlx.hub import resolve
 
     report = compare_checkpoint(
         resolve(args.checkpoint),

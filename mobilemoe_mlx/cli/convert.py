@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 
-from mobilemoe_mlx.convert import convert
+from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES
+from mobilemoe_mlx.checkpoint.hub import resolve
+from mobilemoe_mlx.checkpoint.rewrite import convert
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.hub import resolve
-from mobilemoe_mlx.model_folder import MAX_SHARD_BYTES
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 from types import FrameType
 from typing import Any
 
-from mobilemoe_mlx.coreml.options import TARGETS, ExportOptions, default_context
+from mobilemoe_mlx.export.coreml.options import TARGETS, ExportOptions, default_context
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
 
@@ -71,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from mobilemoe_mlx.checkpoint_check import open_checkpoint
-    from mobilemoe_mlx.coreml.metadata import Credits
-    from mobilemoe_mlx.coreml.package import export_coreml
-    from mobilemoe_mlx.hub import resolve
+    from mobilemoe_mlx.checkpoint.check import open_checkpoint
+    from mobilemoe_mlx.checkpoint.hub import resolve
+    from mobilemoe_mlx.export.coreml.metadata import Credits
+    from mobilemoe_mlx.export.coreml.package import export_coreml
 
     folder = resolve(args.checkpoint, args.revision)
     asked = {name: value for name in _DEFAULTS if (value := getattr(args, name)) is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mobilemoe_mlx.checkpoint import load
+from mobilemoe_mlx.checkpoint.load_save import load
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generate import (
     GenerationOptions,

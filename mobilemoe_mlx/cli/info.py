@@ -12,7 +12,7 @@ from mobilemoe_mlx.accounting import Described, describe, describe_presets
 from mobilemoe_mlx.errors import UserError
 
 if TYPE_CHECKING:
-    from mobilemoe_mlx.package_info import FunctionInfo, ManifestInfo, PackageInfo
+    from mobilemoe_mlx.export.coreml.package_info import FunctionInfo, ManifestInfo, PackageInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def _is_package(model: str) -> bool:
 
 def _run_for_package(args: argparse.Namespace) -> None:
     # coremltools takes seconds to import, and the other uses do without it.
-    from mobilemoe_mlx.package_info import describe_package
+    from mobilemoe_mlx.export.coreml.package_info import describe_package
 
     if args.context is not None:
         raise UserError("A package's context is fixed: ask without --context.")

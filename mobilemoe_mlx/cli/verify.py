@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when a check fails."""
-    from mobilemoe_mlx import atomic_file
-    from mobilemoe_mlx.hub import resolve
+    from mobilemoe_mlx import files
+    from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.verify.verify import verify_package
 
     if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
@@ -61,5 +61,5 @@ def run(args: argparse.Namespace) -> int:
     )
     print(report.text())
     if args.json is not None:
-        atomic_file.write(args.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+        files.write(args.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     return 0 if report.passed else 1

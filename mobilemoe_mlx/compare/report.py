@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx import atomic_file
-from mobilemoe_mlx.checkpoint_check import open_checkpoint
-from mobilemoe_mlx.compare.measures import (
+from mobilemoe_mlx import files
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.numerics.measures import (
     LayerComparison,
     TensorError,
     compare_layers,
     kl_divergence,
 )
-from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
-from mobilemoe_mlx.compare.values import Trace
-from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.layout import Layout
+from mobilemoe_mlx.numerics.values import Trace
 
 
 class Tolerance(NamedTuple):
@@ -119,7 +119,7 @@ class ComparisonReport:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         for name, content in {"compare.json": text.encode(), "compare.png": draw(self)}.items():
-            atomic_file.write(folder / name, content)
+            files.write(folder / name, content)
 
 
 def compare_checkpoint(

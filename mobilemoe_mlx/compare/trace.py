@@ -6,10 +6,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mobilemoe_mlx.checkpoint import load_model
+from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE
-from mobilemoe_mlx.compare.values import LayerValues, Trace, trace_mlx
+from mobilemoe_mlx.numerics.values import LayerValues, Trace, trace_mlx
 
 import torch  # isort: skip  (after torch_model, which explains a missing PyTorch)
 

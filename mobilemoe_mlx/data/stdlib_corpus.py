@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import atomic_file
+from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError
 
 HELDOUT_SHARE = 0.05  # of the top-level modules, and of the language reference's topics
@@ -401,4 +401,4 @@ def _characters(record: dict[str, Any]) -> int:
 def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     """Write one record a line."""
     lines = (json.dumps(record) + "\n" for record in records)
-    atomic_file.write(path, "".join(lines).encode())
+    files.write(path, "".join(lines).encode())

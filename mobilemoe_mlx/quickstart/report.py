@@ -11,9 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mobilemoe_mlx import atomic_file
+from mobilemoe_mlx import files
 from mobilemoe_mlx.accounting import account
-from mobilemoe_mlx.coreml.package import Exported
+from mobilemoe_mlx.export.coreml.package import Exported
 from mobilemoe_mlx.quickstart.samples import Sample
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe
@@ -57,7 +57,7 @@ def write_report(results: Results, path: Path) -> Path:
         "## Speed",
         _speed(results),
     ]
-    atomic_file.write(path, ("\n\n".join(parts) + "\n").encode())
+    files.write(path, ("\n\n".join(parts) + "\n").encode())
     return path
 
 

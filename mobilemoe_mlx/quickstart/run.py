@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.coreml.options import ExportOptions
-from mobilemoe_mlx.coreml.package import export_coreml
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export.coreml.options import ExportOptions
+from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.quickstart.baseline import unigram_loss
 from mobilemoe_mlx.quickstart.report import Results, write_report
 from mobilemoe_mlx.quickstart.samples import generate_samples

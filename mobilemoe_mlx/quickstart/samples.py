@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from mobilemoe_mlx import checkpoint
+from mobilemoe_mlx.checkpoint import load_save
 from mobilemoe_mlx.generate import GenerationOptions, Statistics, Step, stream
 from mobilemoe_mlx.tokenizer import encode_text
 
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 def generate_samples(model_folder: Path, max_tokens: int = 60) -> list[Sample]:
     """Load the checkpoint as a user would and continue each prompt, greedily."""
-    model, tokenizer = checkpoint.load(model_folder)
+    model, tokenizer = load_save.load(model_folder)
     samples = []
     for prompt in (*QUESTIONS, CODE_PROMPT):
         is_chat = prompt is not CODE_PROMPT

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mobilemoe_mlx import atomic_file
+from mobilemoe_mlx import files
 from mobilemoe_mlx.memory import peak_memory_bytes
 
 
@@ -90,4 +90,4 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [r for r in read_metrics(path) if r["step"] <= step]
-    atomic_file.write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+    files.write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())

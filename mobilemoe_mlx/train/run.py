@@ -20,13 +20,14 @@ import mlx.core as mx
 from mlx.utils import tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mobilemoe_mlx import atomic_file, checkpoint, hub
+from mobilemoe_mlx import files
+from mobilemoe_mlx.checkpoint import hub, load_save
+from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.data.mixture import load_mixture
 from mobilemoe_mlx.data.packing import PackedBatches
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.model_folder import COMPANION_FILES
 from mobilemoe_mlx.quantized import (
     as_quantized,
     dequantize_parameters,
@@ -256,7 +257,7 @@ class _Stage:
                     "qat_int4": losses["end"],
                 }
                 _write_json(self.folder / "quantization.json", report)
-            checkpoint.save_quantized(
+            load_save.save_quantized(
                 quantize_parameters(parameters),
                 as_quantized(args),
                 target,
@@ -264,7 +265,7 @@ class _Stage:
                 overwrite=True,
             )
         else:
-            checkpoint.save(
+            load_save.save(
                 trainer.model, target, tokenizer_folder=self.tokenizer_folder, overwrite=True
             )
 
@@ -314,7 +315,7 @@ def _model_args(recipe: Recipe, tokenizer: TokenizerWrapper) -> ModelArgs:
 
 def _initial_parameters(init: str, args: ModelArgs) -> dict[str, Any]:
     """A checkpoint's parameters, float32 (INT4 dequantised exactly), if its shapes fit."""
-    model = checkpoint.load_model(hub.resolve(init), dtype=mx.float32)
+    model = load_save.load_model(hub.resolve(init), dtype=mx.float32)
     for name in (f.name for f in dataclasses.fields(args) if f.name not in _FREE_IN_INIT):
         ours, theirs = getattr(args, name), getattr(model.args, name)
         if ours != theirs:
@@ -365,7 +366,7 @@ def _prepare(
             saved = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{record} is damaged ({error}): start in another folder.") from None
-    elif run.exists() and any(path != atomic_file.temporary_name(record) for path in run.iterdir()):
+    elif run.exists() and any(path != files.temporary_name(record) for path in run.iterdir()):
         raise UserError(f"{run} exists and is not a training run: choose another folder.")
     for name, stage in stages.items():
         started = state.latest(run / name / "checkpoints") is not None
@@ -402,7 +403,7 @@ def _prepare(
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    atomic_file.write(path, (json.dumps(content, indent=2) + "\n").encode())
+    files.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _sha256(path: Path) -> str:

@@ -10,17 +10,17 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.compare.measures import (
+from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.numerics.measures import (
     LayerComparison,
     TensorError,
     compare_layers,
     kl_divergence,
 )
-from mobilemoe_mlx.compare.values import Trace, trace_mlx
-from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.numerics.tolerance import FLOAT32_LIMIT, FLOAT32_SCORE, Limit, limit
+from mobilemoe_mlx.numerics.values import Trace, trace_mlx
 from mobilemoe_mlx.verify.routing_patterns import PATTERNS, decode_scores, make_scores, routed_by
 from mobilemoe_mlx.verify.session import Call, Session, chat_plan, plan, run
-from mobilemoe_mlx.verify.tolerance import FLOAT32_LIMIT, FLOAT32_SCORE, Limit, limit
 
 CASES = ("short", "long", "full", "chat", "routing")
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import custom_layer_reference as reference
-from mobilemoe_mlx.coreml import names
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export.coreml import names
+from mobilemoe_mlx.export.coreml.custom import contract as contract
+from mobilemoe_mlx.export.coreml.custom import reference as reference
 from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel, Layer
 
 Watch = Callable[[str, np.ndarray], None]

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 from coremltools.proto import FeatureTypes_pb2, Model_pb2, NeuralNetwork_pb2
 
-from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import names
-from mobilemoe_mlx.coreml.custom_layer_contract import LayerClass
-from mobilemoe_mlx.coreml.resources import resources_name
 from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.verify.model_file import (
+from mobilemoe_mlx.export.coreml import names
+from mobilemoe_mlx.export.coreml.custom import contract as contract
+from mobilemoe_mlx.export.coreml.custom.contract import LayerClass
+from mobilemoe_mlx.export.coreml.resources import resources_name
+from mobilemoe_mlx.mil.model_file import (
     UnknownContent,
     model_file,
     only,
     read_spec,
     refuse_unknown_fields,
 )
-from mobilemoe_mlx.verify.side_file import SideFile
+from mobilemoe_mlx.verify.custom_side_file import SideFile
 
 _DTYPES = {
     FeatureTypes_pb2.ArrayFeatureType.INT32: np.dtype(np.int32),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mobilemoe_mlx.checkpoint_check import Checkpoint
+from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.coreml.source import to_numpy
+from mobilemoe_mlx.export.int4_source import to_numpy
 from mobilemoe_mlx.model import rope_periods
 from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel, Layer
 from mobilemoe_mlx.verify.weights import WeightsReport, byte_differences

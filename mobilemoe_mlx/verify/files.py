@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name, sha256
+from mobilemoe_mlx.export.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name, sha256
 
 
 @dataclass(frozen=True)

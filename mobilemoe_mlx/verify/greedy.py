@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.compare.measures import TensorError
 from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.numerics.measures import TensorError
+from mobilemoe_mlx.numerics.tolerance import GREEDY_GAP, Limit, limit
 from mobilemoe_mlx.verify.session import Session, plan
-from mobilemoe_mlx.verify.tolerance import GREEDY_GAP, Limit, limit
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mobilemoe_mlx.compare.measures import LayerComparison, TensorError
+from mobilemoe_mlx.numerics.measures import LayerComparison, TensorError
 from mobilemoe_mlx.verify.cases import CaseReport
 from mobilemoe_mlx.verify.files import FilesReport
 from mobilemoe_mlx.verify.greedy import GreedyReport

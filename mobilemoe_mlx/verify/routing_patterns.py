@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.coreml.expert_blocks import BLOCK_ROWS
+from mobilemoe_mlx.export.coreml.expert_blocks import BLOCK_ROWS
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.verify.session import Session
 

@@ -7,18 +7,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mobilemoe_mlx.checkpoint_check import Checkpoint
+from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.coreml import custom_layer_contract as contract
-from mobilemoe_mlx.coreml import names
-from mobilemoe_mlx.coreml.metadata import user_defined
-from mobilemoe_mlx.coreml.options import TARGETS
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export.coreml import names
+from mobilemoe_mlx.export.coreml.custom import contract as contract
+from mobilemoe_mlx.export.coreml.metadata import user_defined
+from mobilemoe_mlx.export.coreml.options import TARGETS
+from mobilemoe_mlx.mil.evaluator import Arithmetic, Evaluator
+from mobilemoe_mlx.mil.model_file import model_file
+from mobilemoe_mlx.mil.program import TensorType, read_package
 from mobilemoe_mlx.verify.custom_layer_package import Feature, read_custom_layer_model
 from mobilemoe_mlx.verify.custom_layer_weights import check_layer_weights
-from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
-from mobilemoe_mlx.verify.mil_program import TensorType, read_package
-from mobilemoe_mlx.verify.model_file import model_file
 from mobilemoe_mlx.verify.session import CustomLayerSession, MLProgramSession, Session
 from mobilemoe_mlx.verify.weights import WeightsReport, check_weights
 

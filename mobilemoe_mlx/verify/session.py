@@ -8,13 +8,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mobilemoe_mlx.compare.values import LayerValues, Trace
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.coreml import names
+from mobilemoe_mlx.export.coreml import names
+from mobilemoe_mlx.mil.evaluator import Arithmetic, Evaluator
+from mobilemoe_mlx.mil.program import Package
+from mobilemoe_mlx.numerics.values import LayerValues, Trace
 from mobilemoe_mlx.verify.custom_layer_evaluator import CustomLayerEvaluator
 from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel
-from mobilemoe_mlx.verify.mil_evaluator import Arithmetic, Evaluator
-from mobilemoe_mlx.verify.mil_program import Package
 
 
 class Call(NamedTuple):

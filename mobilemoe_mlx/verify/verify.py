@@ -9,12 +9,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.checkpoint import load_model
-from mobilemoe_mlx.checkpoint_check import Checkpoint, open_checkpoint
+from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
+from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.coreml.source import open_source
 from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.layout import Layout
+from mobilemoe_mlx.export.int4_source import open_source
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer

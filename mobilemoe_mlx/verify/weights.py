@@ -8,11 +8,11 @@ from itertools import chain
 
 import numpy as np
 
-from mobilemoe_mlx.checkpoint_check import Checkpoint
-from mobilemoe_mlx.coreml import names
-from mobilemoe_mlx.coreml.rope_table import rope_table
-from mobilemoe_mlx.coreml.source import to_numpy
-from mobilemoe_mlx.verify.mil_program import Constant, Function, Operation, Package
+from mobilemoe_mlx.checkpoint.check import Checkpoint
+from mobilemoe_mlx.export.coreml import names
+from mobilemoe_mlx.export.coreml.rope_table import rope_table
+from mobilemoe_mlx.export.int4_source import to_numpy
+from mobilemoe_mlx.mil.program import Constant, Function, Operation, Package
 
 # A table entry may differ from ours in float32's last place, as cosines do between libraries.
 _TABLE_ERROR = 2.0**-23

@@ -1,0 +1,1 @@
+"""Checkpoint folders: find, check, read, write and rewrite them, bit for bit."""

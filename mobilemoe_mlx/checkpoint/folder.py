@@ -1,0 +1,149 @@
+"""Write a model folder: config, shards with their index, tokenizer; whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx.checkpoint.check import INDEX_FILE
+from mobilemoe_mlx.checkpoint.tensor_file import Tensor, plan_shards, write_file
+from mobilemoe_mlx.config import INT4_FORMAT, ModelArgs
+from mobilemoe_mlx.errors import UserError
+
+MAX_SHARD_BYTES = 5_000_000_000  # the size Hugging Face repositories are cut at
+
+# What belongs to a model besides its weights and config.json, copied as it is.
+COMPANION_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "USE_POLICY*",
+)
+
+
+def published_config(args: ModelArgs, original: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json's content for a published layout.
+
+    Fields of `original` that this package does not know stay; when it already describes `args` it
+    stays as it is.
+    """
+    config = dict(original or {})
+    config.pop("model_file", None)
+    if (config.get("quantization") or {}).get("format") != INT4_FORMAT:
+        config.pop("quantization", None)
+    if original is None or ModelArgs.from_dict(config) != args:
+        config.pop("quantization", None)
+        config |= args.to_dict()
+    return config
+
+
+def write_model_folder(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    companions: str | Path | None = None,
+    extra_files: Mapping[str, str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """Write config.json, generation_config.json, the tensors and copies of `companions`' files.
+
+    One tensor is in memory at a time. `metadata` goes into the safetensors headers (default:
+    {"format": "pt"}, as published). Raises UserError when the folder exists and is not empty
+    (unless `overwrite` and it is a model folder), or cannot be written; it is then as it was.
+    """
+    if max_shard_bytes < 1:
+        raise UserError(f"The shard size is {max_shard_bytes} bytes; it must be positive.")
+    with replaced_folder(folder, overwrite=overwrite) as new:
+        # First, since it may fail soonest.
+        for pattern in COMPANION_FILES if companions is not None else ():
+            for path in sorted(Path(companions or "").glob(pattern)):
+                if path.is_file():
+                    shutil.copyfile(path, new / path.name)
+        _write_json(new / "config.json", config)
+        if not (new / "generation_config.json").exists():
+            ids = ("bos_token_id", "eos_token_id")
+            _write_json(new / "generation_config.json", {n: config[n] for n in ids if n in config})
+        for name, text in (extra_files or {}).items():
+            (new / name).write_text(text, encoding="utf-8")
+        shards = plan_shards(tensors, max_shard_bytes)
+        for file, shard in shards.items():
+            write_file(new / file, shard, metadata or {"format": "pt"})
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+                "weight_map": {name: file for file, shard in shards.items() for name in shard},
+            }
+            _write_json(new / INDEX_FILE, index)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its name when the block ends well.
+
+    When the block raises, it is removed and `folder` is as it was. OSError (a full disk) becomes
+    UserError.
+    """
+    target = Path(folder).expanduser().resolve()
+    new = target.with_name(f".{target.name}.partial")
+    old = target.with_name(f".{target.name}.old")
+    try:
+        if old.exists() and not target.exists():  # killed between the two renames below
+            os.rename(old, target)
+        _check_target(target, overwrite)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in (new, old):  # of a process that was killed
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            new.mkdir()
+            yield new
+            if target.exists():
+                os.rename(target, old)
+            try:
+                os.rename(new, target)
+            except OSError:
+                if old.exists():
+                    os.rename(old, target)
+                raise
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"{target} could not be written ({error.strerror or error}). Nothing of it was left; "
+            "make room or choose another place."
+        ) from error
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file: choose another name for the folder.")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{target} is not empty: choose another folder, or replace this one (--overwrite)."
+        )
+    if not (target / "config.json").is_file():
+        raise UserError(
+            f"{target} is not empty and not a model folder (it has no config.json), so it is not "
+            "overwritten: choose another folder."
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,110 @@
+"""Rewrite a checkpoint folder in another layout or other shards, one tensor at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mobilemoe_mlx.checkpoint import layouts
+from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
+from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.config import GROUP_SIZE
+from mobilemoe_mlx.errors import UserError
+
+MODEL_FILE = "mobilemoe_model.py"
+
+# What mlx-lm's `model_file` mechanism imports. It holds no model: that would be a second copy.
+# mlx-lm runs it before it loads the tokenizer, which `register` makes possible.
+_MODEL_FILE_TEXT = '''"""Where mlx-lm's commands find the model: in the package mobilemoe-mlx."""
+
+try:
+    from mobilemoe_mlx.model import Model, ModelArgs
+    from mobilemoe_mlx.tokenizer_config import register
+except ImportError as error:
+    raise ImportError(
+        "This model needs the package mobilemoe-mlx. Install it where mlx-lm runs: "
+        "pip install . in the mobilemoe-mlx checkout"
+    ) from error
+
+register()
+
+__all__ = ["Model", "ModelArgs"]
+'''
+
+
+class Converted(NamedTuple):
+    """What was written."""
+
+    layout: Layout
+    tensors: int
+    nbytes: int  # of the tensors
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    to: Literal["published", "mlx"] = "published",
+    quantize: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Converted:
+    """Rewrite the checkpoint folder `source` as `output`, exactly, holding one tensor at a time.
+
+    `to`: "published" (from either INT4 form, or BF16) or "mlx", a folder for mlx-lm's own commands,
+    which `load` reads too. `quantize` first rounds a BF16 checkpoint to nearest INT4, which is the
+    one lossy step. Raises UserError for a source with anything wrong, before anything is written,
+    and when `output` is not empty (unless `overwrite`) or cannot be written.
+    """
+    checkpoint = open_checkpoint(source)
+    _check_apart(Path(source), Path(output))
+    check_scales(checkpoint)
+    if quantize:
+        if checkpoint.layout is not Layout.FLOAT:
+            raise UserError(f"{source} is INT4 already: convert it without quantising.")
+        checkpoint = dataclasses.replace(
+            checkpoint,
+            args=dataclasses.replace(checkpoint.args, quantized=True),
+            layout=Layout.INT4,
+            tensors=layouts.rounded(checkpoint.tensors),
+        )
+    config = published_config(checkpoint.args, checkpoint.config)
+    metadata = checkpoint.metadata
+    extra_files = {}
+    if to == "mlx":
+        tensors = layouts.to_mlx(checkpoint.tensors)
+        config |= _mlx_config(checkpoint)
+        metadata = {**metadata, "format": "mlx"}
+        extra_files[MODEL_FILE] = _MODEL_FILE_TEXT
+    elif checkpoint.layout is Layout.MLX_INT4 or metadata.get("format") == "mlx":
+        tensors = layouts.to_published(checkpoint.tensors)
+        metadata = {**metadata, "format": "pt"}
+    else:
+        tensors = checkpoint.tensors
+    write_model_folder(
+        output,
+        config,
+        tensors,
+        metadata=metadata,
+        companions=source,
+        extra_files=extra_files,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+    )
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    return Converted(layouts.layout_of(tensors), len(tensors), nbytes)
+
+
+def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    config: dict[str, Any] = {"model_file": MODEL_FILE}
+    if checkpoint.layout is not Layout.FLOAT:
+        config["quantization"] = {"group_size": GROUP_SIZE, "bits": 4, "mode": "affine"}
+    return config
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    source, output = source.resolve(), output.expanduser().resolve()
+    if source != output and source.is_relative_to(output):
+        raise UserError(f"{output} contains the source {source}: choose another folder.")

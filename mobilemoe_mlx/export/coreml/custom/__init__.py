@@ -1,0 +1,1 @@
+"""Core ML's custom-layer form: the contract, its reference, golden files and the builder."""

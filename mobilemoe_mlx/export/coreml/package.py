@@ -1,0 +1,225 @@
+"""Export a checkpoint as a Core ML package with its resources folder: both whole, or neither."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilemoe_mlx.checkpoint.check import Checkpoint
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export.coreml import metadata, resources
+from mobilemoe_mlx.export.coreml.custom import side_file
+from mobilemoe_mlx.export.coreml.custom.layers import max_inline_bytes, write_custom_layer_model
+from mobilemoe_mlx.export.coreml.options import ExportOptions
+from mobilemoe_mlx.export.coreml.save_program import write_program
+from mobilemoe_mlx.export.int4_source import open_source
+
+# Of the program's text; S has 2.4 MB, L below 8.
+_PROGRAM_BYTES = 20_000_000
+
+# A model's description comes first in its file; it has the checkpoint's model card, cut.
+_DESCRIPTION_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    package: Path
+    resources: Path
+    package_bytes: int  # with the weights beside it, if there are any
+    checkpoint_bytes: int  # of the checkpoint's INT4 tensors
+    has_tokenizer: bool
+
+
+def export_coreml(
+    checkpoint: str | Path,
+    output: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    quantize: bool = False,
+    credit: metadata.Credits | None = None,
+    force: bool = False,
+) -> Exported:
+    """Write the checkpoint folder as `output` (.mlpackage) and `output`'s resources folder.
+
+    INT4 codes and float16 scales go into the package bit for bit. `quantize`: round a BF16
+    checkpoint to nearest first. `force`: replace an earlier export. Raises UserError for a
+    checkpoint with anything wrong, impossible options, an output that exists, or too little disk
+    space; nothing is then written.
+    """
+    options = options or ExportOptions()
+    package = Path(output).expanduser().resolve()
+    _check_output(package, force)
+    source = open_source(checkpoint, quantize=quantize)
+    options.check(source.args)
+    _check_outside(source.folder.resolve(), package)
+    _check_disk(package, source, options)
+    with _both_or_neither(package) as work:
+        written, folder = work / package.name, work / resources.resources_name(package)
+        folder.mkdir()
+        resources.write_resources(source, folder)
+        credit = credit or metadata.Credits()
+        spec = (
+            write_program(source, options, credit, written)
+            if options.moe == "core-ops"
+            else write_custom_layer_model(source, options, credit, written, folder)
+        )
+        resources.write_manifest(written, folder, spec, source, options)
+        parts = (*written.rglob("*"), folder / side_file.NAME)
+        size = sum(p.stat().st_size for p in parts if p.is_file())
+        has_tokenizer = (folder / "tokenizer.json").is_file()
+    return Exported(
+        package=package,
+        resources=package.with_name(resources.resources_name(package)),
+        package_bytes=size,
+        checkpoint_bytes=sum(t.nbytes for t in source.tensors.values()),
+        has_tokenizer=has_tokenizer,
+    )
+
+
+def _check_output(package: Path, force: bool) -> None:
+    if package.suffix != ".mlpackage":
+        raise UserError(
+            f"{package.name}: the output must be a name that ends in .mlpackage, as S.mlpackage."
+        )
+    folder = package.with_name(resources.resources_name(package))
+    for path, is_ours in ((package, _is_our_package), (folder, _is_our_folder)):
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            continue
+        if not is_ours(path):
+            raise UserError(
+                f"{path} exists and is not an export of ours, so nothing replaces it: choose "
+                "another name."
+            )
+        if not force:
+            raise UserError(f"{path} exists: choose another name, or replace it (--force).")
+
+
+def _is_our_package(path: Path) -> bool:
+    try:
+        with (path / "Data" / "com.apple.CoreML" / "model.mlmodel").open("rb") as file:
+            return f"{metadata.PREFIX}form".encode() in file.read(_DESCRIPTION_BYTES)
+    except OSError:
+        return False
+
+
+def _is_our_folder(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / resources.MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == resources.FORMAT
+
+
+def _check_outside(source: Path, package: Path) -> None:
+    if source.is_relative_to(package) or source.is_relative_to(
+        package.with_name(resources.resources_name(package))
+    ):
+        raise UserError(f"{package} would replace the checkpoint {source}: choose another name.")
+
+
+def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> None:
+    weights = sum(tensor.nbytes for tensor in source.tensors.values())
+    # coremltools writes weights and then copies them into the package; a side file is written once.
+    beside = options.moe == "custom-layer" and weights > max_inline_bytes(options)
+    copies = 1 if beside else 2
+    needed = copies * weights + _PROGRAM_BYTES
+    place = next(parent for parent in package.parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{place} has {free / 1e6:,.1f} MB free, and exporting needs {needed / 1e6:,.1f} MB"
+            f"{' (twice the weights, for a moment)' if copies == 2 else ''}: make room or choose "
+            "another place."
+        )
+
+
+@contextlib.contextmanager
+def _both_or_neither(package: Path) -> Iterator[Path]:
+    """Yield a folder whose package and resources take their names when the block ends well."""
+    work = package.with_name(f".{package.name}.partial")
+    targets = [package.with_name(resources.resources_name(package)), package]
+    keep = False
+    try:
+        package.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(work):
+            _put_back(work, targets)  # of a process that was killed while it replaced an export
+            _empty(work)
+            moved: list[tuple[Path, Path]] = []
+            try:
+                yield work
+                (work / "old").mkdir()
+                for target in targets:
+                    if target.exists():
+                        _move(target, work / "old" / target.name, moved)
+                    _move(work / target.name, target, moved)
+            except BaseException:
+                try:
+                    for source, target in reversed(moved):
+                        if target.exists() and not source.exists():
+                            os.rename(target, source)
+                except OSError as second:
+                    keep = True
+                    raise UserError(
+                        f"{package} could not be written, nor the earlier export be put back "
+                        f"({second}): it is in {work / 'old'}."
+                    ) from second
+                raise
+            finally:
+                if not keep:
+                    shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        name = error.filename2 or error.filename
+        what = ": ".join(str(part) for part in (error.strerror, name) if part)
+        raise UserError(
+            f"{package} could not be written ({what or error}). Nothing of it was left; make room "
+            "or choose another place."
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Make the folder `work` and hold it against other exports to the same output."""
+    work.mkdir(exist_ok=True)
+    held = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = work.exists() and os.stat(work).st_ino == os.fstat(held).st_ino
+        except BlockingIOError:
+            same = False
+        if not same:
+            raise UserError(
+                f"Another export writes {work.name.removeprefix('.').removesuffix('.partial')} "
+                "now: wait for it, or choose another name."
+            )
+        yield
+    finally:
+        os.close(held)
+
+
+def _put_back(work: Path, targets: list[Path]) -> None:
+    for target in targets:
+        old = work / "old" / target.name
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
+    moved.append((source, target))  # first: an interruption may come after the move
+    os.rename(source, target)

@@ -1,0 +1,21 @@
+"""Rotations of every position as tables, so that no phone computes a large angle in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.export.coreml import names
+from mobilemoe_mlx.model import rope_periods
+
+
+def rope_table(args: ModelArgs, context: int) -> dict[str, np.ndarray]:
+    """Cosine and sine of position / period, float32 [context, head_dim / 2] each.
+
+    Angles are taken in float64 from the model's float32 periods.
+    """
+    angles = np.arange(context)[:, None] / rope_periods(args).astype(np.float64)
+    return {
+        names.ROPE_COS: np.cos(angles).astype(np.float32),
+        names.ROPE_SIN: np.sin(angles).astype(np.float32),
+    }

@@ -1,0 +1,58 @@
+"""The checkpoint that an export starts from, always in the published INT4 form."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mobilemoe_mlx.checkpoint import layouts
+from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.checkpoint.tensor_file import Tensor
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.quantized import as_quantized
+
+
+def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
+    """Open `folder` with its tensors under the published INT4 names and forms.
+
+    A BF16 checkpoint needs `quantize`, which rounds it to nearest INT4 (the one lossy step). Raises
+    UserError for a checkpoint with anything wrong, and when `quantize` does not fit it.
+    """
+    checkpoint = open_checkpoint(folder)
+    check_scales(checkpoint)
+    _check_finite(checkpoint)
+    if checkpoint.layout is Layout.FLOAT:
+        if not quantize:
+            raise UserError(
+                f"{folder} is BF16, and packages hold INT4: add --quantize to round it to nearest, "
+                "or export the checkpoint of its QAT stage, which loses less."
+            )
+        tensors = layouts.rounded(checkpoint.tensors)
+    elif quantize:
+        raise UserError(f"{folder} is INT4 already: export it without --quantize.")
+    elif checkpoint.layout is Layout.MLX_INT4:
+        tensors = layouts.to_published(checkpoint.tensors)
+    else:
+        tensors = checkpoint.tensors
+    return dataclasses.replace(
+        checkpoint, args=as_quantized(checkpoint.args), layout=Layout.INT4, tensors=tensors
+    )
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype in ("F32", "BF16") and not mx.isfinite(tensor.read()).all().item():
+            raise UserError(
+                f"{checkpoint.folder}: {name} has values that are not finite: the checkpoint is "
+                "damaged, or its training diverged."
+            )
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Read `tensor` as numpy; bfloat16 is widened to float32, which is exact."""
+    array = tensor.read()
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

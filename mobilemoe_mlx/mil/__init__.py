@@ -1,0 +1,1 @@
+"""An interpreter of saved MIL programs in numpy; it knows nothing of MobileMoE."""

@@ -1,0 +1,1 @@
+"""What every comparison uses: traces of values, measures of error, tolerances."""

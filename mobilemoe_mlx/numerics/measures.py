@@ -1,0 +1,99 @@
+"""How far one program's values are from another's: every measure is defined in docs/numerics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mobilemoe_mlx.numerics.values import LayerValues
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """Distance of one tensor from its reference; 0, 0 and 1 when they are equal."""
+
+    max: float  # max |measured - reference| / max |reference|
+    mean: float  # mean |measured - reference| / RMS(reference)
+    cosine: float  # of the two flattened tensors
+
+    @classmethod
+    def between(cls, measured: np.ndarray, reference: np.ndarray) -> TensorError:
+        """Two arrays of one shape; a value that is not finite makes every measure NaN."""
+        difference = np.abs(measured - reference)
+        size = float(np.abs(reference).max())
+        rms = float(np.sqrt(np.mean(np.square(reference), dtype=np.float64)))
+        norms = _norm(measured) * _norm(reference)
+        dot = float(np.einsum("ti,ti->", measured, reference, dtype=np.float64))
+        return cls(
+            max=float(difference.max()) / size,
+            mean=float(difference.mean(dtype=np.float64)) / rms,
+            cosine=dot / norms,
+        )
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One decoder layer: the residual stream after it, and its routing."""
+
+    layer: int
+    hidden: TensorError
+    selection_agreement: float  # share of selected experts in common, as sets
+    tokens_differing: int  # tokens whose sets differ
+    # Over the tokens routed alike in every earlier layer, where a difference is not a consequence:
+    first_flips: int  # those whose sets differ here
+    flip_margin: float | None  # their largest reference gap from the last chosen score to the next
+    score_error: float | None  # max |biased score difference|, absolute; None without such tokens
+
+
+def compare_layers(
+    measured: Sequence[LayerValues], reference: Sequence[LayerValues]
+) -> tuple[tuple[LayerComparison, ...], np.ndarray]:
+    """Each layer's comparison, and bool [tokens]: which are routed alike in every layer."""
+    same_routing = np.ones(len(reference[0].hidden), bool)  # in every layer so far
+    layers = []
+    for index, pair in enumerate(zip(measured, reference, strict=True)):
+        layer, differing = _compare_layer(index, *pair, same_routing)
+        layers.append(layer)
+        same_routing &= ~differing
+    return tuple(layers), same_routing
+
+
+def _compare_layer(
+    index: int, measured: LayerValues, reference: LayerValues, same_so_far: np.ndarray
+) -> tuple[LayerComparison, np.ndarray]:
+    """The layer's comparison, and bool [tokens]: whose selections differ."""
+    slots = reference.experts.shape[-1]
+    common = (measured.experts[:, :, None] == reference.experts[:, None, :]).sum(axis=(1, 2))
+    differing = common < slots
+    flips = differing & same_so_far
+    ranked = -np.sort(-reference.scores[flips], axis=-1)
+    score_error = np.abs(measured.scores - reference.scores)[same_so_far]
+    comparison = LayerComparison(
+        layer=index,
+        hidden=TensorError.between(measured.hidden, reference.hidden),
+        selection_agreement=float(common.mean() / slots),
+        tokens_differing=int(differing.sum()),
+        first_flips=int(flips.sum()),
+        flip_margin=(
+            float((ranked[:, slots - 1] - ranked[:, slots]).max()) if flips.any() else None
+        ),
+        score_error=float(score_error.max()) if same_so_far.any() else None,
+    )
+    return comparison, differing
+
+
+def kl_divergence(reference: np.ndarray, measured: np.ndarray) -> float:
+    """KL(softmax `reference` || softmax `measured`) of two rows of logits, in nats."""
+    p, q = _log_softmax(reference), _log_softmax(measured)
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x).sum(dtype=np.float64)))
