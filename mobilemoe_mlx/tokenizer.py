@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
-from mobilemoe_mlx import tokenizer_config
+from mobilemoe_mlx import files, tokenizer_config
 from mobilemoe_mlx.errors import UserError
 
 # The control tokens of the published chat format.
@@ -126,13 +126,13 @@ def train_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     config = _tokenizer_config()
     special_tokens_map = {key: config[key] for key in ("bos_token", "eos_token")}
-    files = {
+    contents = {
         "tokenizer.model": model,
         "tokenizer.json": _fast_tokenizer(model).to_str(pretty=True).encode(),
         "tokenizer_config.json": json.dumps(config, indent=2).encode(),
         "special_tokens_map.json": json.dumps(special_tokens_map, indent=2).encode(),
     }
-    for name, content in files.items():
+    for name, content in contents.items():
         files.write(folder / name, content)
     return {
         "vocab_size": vocab_size,
@@ -150,10 +150,10 @@ def corpus_texts(path: str | Path) -> Iterator[str]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in CORPUS_SUFFIXES and p.is_file())
-        if not files:
+        found = sorted(p for p in path.rglob("*") if p.suffix in CORPUS_SUFFIXES and p.is_file())
+        if not found:
             raise UserError(f"The folder {path} holds no {', '.join(CORPUS_SUFFIXES)} file.")
-        for file in files:
+        for file in found:
             yield from corpus_texts(file)
     elif not path.is_file():
         raise UserError(f"There is no file or folder {path}.")
