@@ -1,9 +1,160 @@
-"""Write a file whole or not at all."""
+"""Files: what every reader and writer here agrees on.
+
+Text is UTF-8, with or without a byte-order mark. `~` stands for the home folder. An existing path
+wins over a pattern, and hidden files (`._data.jsonl` of macOS) are never found by a pattern. A file
+is written whole or not at all.
+"""
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
+import json
 import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx.errors import UserError
+
+BYTE_ORDER_MARK = "\ufeff"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MAGIC = re.compile(r"[*?\[]")
+_BLOCK = 1 << 20  # bytes read at a time
+
+
+def user_path(text: str | Path) -> Path:
+    """The path that `text` names, `~` and `~user` expanded; `~` before another name stays.
+
+    Raises UserError for a text that cannot be a path.
+    """
+    if "\0" in str(text):
+        raise UserError(f"{str(text)!r} is not a path: it has a NUL character.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no user of that name
+        return Path(text)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text without its byte-order mark, line ends as "\\n".
+
+    Raises UserError naming the file when it cannot be read or is not UTF-8.
+    """
+    try:
+        return decode(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def decode(content: bytes, where: str) -> str:
+    """UTF-8 `content` as text, without a byte-order mark; raises UserError naming `where`."""
+    if content.startswith(_UTF16_MARKS):
+        raise UserError(f"{where} is UTF-16, not UTF-8: save it as UTF-8.")
+    try:
+        return content.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where} is not UTF-8 text: byte {error.start} is {content[error.start]:#04x}."
+        ) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's content; raises UserError naming the file and what is wrong in it."""
+    try:
+        return tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}.") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; raises UserError naming the file and what is wrong in it."""
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The content of a JSON text; raises UserError naming `where`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON: {error}.") from None
+
+
+def find(folder: Path, pattern: str) -> list[Path]:
+    """The files that `pattern` names in `folder`, sorted: a path, or one with `*`, `?`, `[...]`.
+
+    `folder` is never a pattern. `**` stands for any number of folders. A part of the pattern that
+    exists as it is written is that file or folder, whatever characters its name has. Hidden files
+    and folders are found only by a part that begins with a dot. Each file is given once.
+    """
+    path = user_path(pattern)
+    folder = Path(path.anchor) if path.is_absolute() else folder
+    parts = path.relative_to(path.anchor).parts
+    found = (match for match in _matches(folder, parts) if match.is_file())
+    return sorted(dict.fromkeys(found))
+
+
+def visible(paths: Iterable[Path]) -> Iterator[Path]:
+    """Leave out hidden files, such as the `._name` that macOS keeps beside a file `name`."""
+    return (path for path in paths if not path.name.startswith("."))
+
+
+def walk(folder: Path) -> list[Path]:
+    """The files in `folder` and its folders, sorted; nothing hidden, links followed once."""
+    return find(folder, "**/*")
+
+
+def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        for below in _folders(folder, set()):
+            yield from _matches(below, rest or ("*",))
+    elif os.path.lexists(folder / part):
+        yield from _matches(folder / part, rest)
+    elif _MAGIC.search(part):
+        for name in _names(folder):
+            hidden = name.startswith(".") and not part.startswith(".")
+            if not hidden and fnmatch.fnmatchcase(name, part):
+                yield from _matches(folder / name, rest)
+
+
+def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """`folder` and those below it, each once though links may lead to it again."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return
+    key = status.st_dev, status.st_ino
+    if key in seen or not folder.is_dir():
+        return
+    seen.add(key)
+    yield folder
+    for name in _names(folder):
+        if not name.startswith("."):
+            yield from _folders(folder / name, seen)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (NotADirectoryError, FileNotFoundError):
+        return []
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror}.") from None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def temporary_name(path: Path) -> Path:
@@ -23,3 +174,8 @@ def write(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON and a newline, as `write` does."""
+    write(path, (json.dumps(content, indent=2) + "\n").encode())

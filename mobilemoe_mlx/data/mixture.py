@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.data.chat import encode_conversation
 from mobilemoe_mlx.data.sources import Format, Source, SourceConfig
-from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT, AnyTokenizer, encode_text
 
 
@@ -27,6 +27,12 @@ Encode = Callable[[Any], tuple[list[int], list[bool]]]
 
 
 @dataclass(frozen=True)
+class _MixtureTable:
+    format: Format
+    sources: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
 class MixtureConfig:
     """What a mixture file says: the format of its records and the sources."""
 
@@ -36,34 +42,20 @@ class MixtureConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MixtureConfig:
         """Check the content of a mixture file; raises `UserError`."""
-        known = ("format", "sources")
-        for key in values:
-            if key not in known:
-                raise UserError(f"unknown key '{key}'{did_you_mean(key, known)}")
-        formats: tuple[Format, ...] = get_args(Format)
-        format = next((known for known in formats if known == values.get("format")), None)
-        if format is None:
-            raise UserError(
-                f"format must be one of {', '.join(formats)}, not {values.get('format')!r}"
-            )
-        tables = values.get("sources")
-        if not isinstance(tables, list) or not tables:
+        table = tables.read(_MixtureTable, values)
+        if not table.sources:
             raise UserError("a mixture needs at least one [[sources]] table")
-        sources = tuple(SourceConfig.from_dict(table, format) for table in tables)
+        sources = tuple(SourceConfig.from_dict(source, table.format) for source in table.sources)
         names = [source.name for source in sources]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two sources are named '{min(twice)}'")
-        return cls(format, sources)
+        return cls(table.format, sources)
 
 
 def load_mixture(path: Path | str) -> MixtureConfig:
     """Read a mixture file (TOML); `UserError` names the file and what is wrong in it."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the mixture {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
+    path = files.user_path(path)
+    values = files.read_toml(path)
     try:
         return MixtureConfig.from_dict(values)
     except UserError as error:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import datasets
 import numpy as np
 
+from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.data.chat import ROLES
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.tables import Positive, Text
 
 Format = Literal["text", "chat"]
 Messages = list[dict[str, str]]
@@ -35,19 +36,19 @@ class SourceConfig:
     `prompt_field` and `response_field`, or ShareGPT turns in `conversations_field`.
     """
 
-    name: str
-    weight: float
+    name: Text
+    weight: Positive
     format: Format
-    path: str | None = None
-    subset: str | None = None
-    data_dir: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    files: tuple[str, ...] = ()
-    field: str | None = None
-    prompt_field: str | None = None
-    response_field: str | None = None
-    conversations_field: str | None = None
+    path: Text | None = None
+    subset: Text | None = None
+    data_dir: Text | None = None
+    split: Text = "train"
+    revision: Text | None = None
+    files: tuple[Text, ...] = ()
+    field: Text | None = None
+    prompt_field: Text | None = None
+    response_field: Text | None = None
+    conversations_field: Text | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], format: Format) -> SourceConfig:
@@ -55,27 +56,14 @@ class SourceConfig:
         if not isinstance(values, Mapping):
             raise UserError(f"a source must be a [[sources]] table, not {values!r}")
         name = values.get("name")
-        if not isinstance(name, str) or not name:
-            raise UserError(f"a source needs a name, a non-empty string: {dict(values)}")
-        where = f"source '{name}'"
-        known = [f.name for f in fields(cls) if f.name != "format"]
-        for key in values:
-            if key not in known:
-                raise UserError(f"{where}: unknown key '{key}'{did_you_mean(key, known)}")
-        weight = values.get("weight")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"{where}: weight must be a number above 0, not {weight!r}")
-        if not (weight > 0 and math.isfinite(weight)):
-            raise UserError(f"{where}: weight must be a number above 0, not {weight!r}")
-        for key in values.keys() - {"name", "weight", "files"}:
-            if not isinstance(values[key], str) or not values[key]:
-                raise UserError(f"{where}: {key} must be a non-empty string, not {values[key]!r}")
-        files = values.get("files", ())
-        if not isinstance(files, list | tuple) or not all(isinstance(f, str) and f for f in files):
-            raise UserError(f"{where}: files must be a list of paths or globs, not {files!r}")
-        if bool(files) == ("path" in values):
+        where = f"source '{name}'" if name and isinstance(name, str) else "a source"
+        try:
+            config = tables.read(cls, dict(values), format=format)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if bool(config.files) == ("path" in values):
             raise UserError(f"{where}: give either path (a hub dataset) or files (local files)")
-        if files and (hub := values.keys() & {"subset", "data_dir", "split", "revision"}):
+        if config.files and (hub := values.keys() & {"subset", "data_dir", "split", "revision"}):
             raise UserError(f"{where}: {', '.join(sorted(hub))} belong to path, not to files")
         turn = values.keys() & {"prompt_field", "response_field"}
         if len(turn) == 1:
@@ -88,10 +76,9 @@ class SourceConfig:
             )
         if format == "text" and (turn or "conversations_field" in values):
             raise UserError(f"{where}: a text source has only field; the others are for chat")
-        settings = {**values, "files": tuple(files), "weight": float(weight)}
-        if not forms and not turn:
-            settings["field"] = "text" if format == "text" else "messages"
-        return cls(format=format, **settings)
+        if forms or turn:
+            return config
+        return replace(config, field="text" if format == "text" else "messages")
 
 
 class Source:
@@ -325,16 +312,13 @@ def _load_files(config: SourceConfig, base_folder: Path | str | None) -> dataset
 def _find_files(config: SourceConfig, base_folder: Path | str | None) -> list[Path]:
     paths: list[Path] = []
     for pattern in config.files:
-        if (path := Path(pattern)).is_absolute():
-            folder, pattern = Path(path.anchor), str(path.relative_to(path.anchor))
-        elif base_folder is None:
+        if base_folder is None and not files.user_path(pattern).is_absolute():
             raise UserError(
                 f"source '{config.name}' names local files ({pattern}) but no data folder is "
                 "given: set data.folder in the recipe"
             )
-        else:
-            folder = Path(base_folder)
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        folder = files.user_path(base_folder or "")
+        found = files.find(folder, pattern)
         if not found:
             raise UserError(f"source '{config.name}': no file {folder / pattern}")
         paths += found

@@ -104,8 +104,8 @@ def test_a_tokenizer_without_control_tokens_is_refused() -> None:
     ("toml", "message"),
     [
         ('format = "text"', r"at least one \[\[sources\]\]"),
-        ('format = "txt"', "format must be one of text, chat, not 'txt'"),
-        ('fromat = "text"', "unknown key 'fromat'.*mean 'format'"),
+        ('format = "txt"', "format is 'txt' .*must be one of text, chat"),
+        ('fromat = "text"', "no key 'fromat'.*mean 'format'"),
         ("format = ", "not valid TOML"),
         (
             'format = "text"\n' + '[[sources]]\nname = "a"\nweight = 1\npath = "b"\n' * 2,
@@ -113,7 +113,7 @@ def test_a_tokenizer_without_control_tokens_is_refused() -> None:
         ),
         (
             'format = "text"\n[[sources]]\nname = "a"\nweight = 1\nfile = ["b"]\n',
-            "source 'a': unknown key 'file'.*mean 'files'",
+            "source 'a': there is no key 'file'.*mean 'files'",
         ),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_wrong_mixture_file_is_refused(toml: str, message: str, tmp_path: Path
 
 
 def test_a_missing_mixture_file_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the mixture"):
+    with pytest.raises(UserError, match=r"Cannot read .*none\.toml"):
         load_mixture(tmp_path / "none.toml")
 
 

@@ -202,13 +202,16 @@ def test_resuming_on_changed_files_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"weigth": 1}, "unknown key 'weigth'.*mean 'weight'"),
-        ({"files": ["a"], "weight": 0}, "weight must be a number above 0"),
-        ({"files": ["a"], "weight": float("nan")}, "weight must be a number above 0"),
+        ({"weigth": 1}, "no key 'weigth'.*mean 'weight'"),
+        ({"files": ["a"], "weight": 0}, "weight is 0.0; it must be above 0"),
+        ({"files": ["a"], "weight": float("nan")}, "weight is nan; it must be finite"),
         ({}, "either path .* or files"),
         ({"files": ["a"], "path": "b"}, "either path .* or files"),
         ({"files": ["a"], "split": "train"}, "split belong to path"),
-        ({"files": "a"}, "files must be a list"),
+        ({"files": [1]}, r"files is \[1\]; it must be a list of strings"),
+        ({"files": [""]}, r"files\[0\] is ''; it must not be empty"),
+        ({"files": ["a"], "weight": True}, "weight is True; it must be of type float"),
+        ({"files": ["a"], "field": 1}, "field is 1; it must be of type str"),
         ({"files": ["a"], "prompt_field": "q"}, "go together"),
         ({"files": ["a"], "field": "m", "conversations_field": "c"}, "give one of"),
     ],
@@ -220,7 +223,7 @@ def test_a_wrong_table_is_refused(values: dict, message: str) -> None:
 
 def test_the_format_belongs_to_the_mixture_not_to_the_source() -> None:
     values = {"name": "s", "weight": 1, "files": ["a"], "format": "text"}
-    with pytest.raises(UserError, match="unknown key 'format'"):
+    with pytest.raises(UserError, match="no key 'format'"):
         SourceConfig.from_dict(values, "text")
 
 

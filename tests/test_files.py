@@ -1,0 +1,127 @@
+"""Files: byte-order marks, `~`, patterns and names that look like patterns, whole writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.errors import UserError
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_removed_once(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(MARK + "é\r\nx".encode())
+    assert files.read_text(path) == "é\nx"
+    path.write_bytes(MARK + b'{"a": 1}')
+    assert files.read_json(path) == {"a": 1}
+    path.write_bytes(MARK + b"a = 1\r\n")
+    assert files.read_toml(path) == {"a": 1}
+    path.write_bytes(MARK + MARK + b"x")
+    assert files.read_text(path) == "\ufeffx"
+
+
+@pytest.mark.parametrize(
+    ("content", "read", "message"),
+    [
+        (b"ab\xff", files.read_text, "a.txt is not UTF-8 text: byte 2 is 0xff"),
+        ("x".encode("utf-16"), files.read_text, "a.txt is UTF-16, not UTF-8"),
+        (b"{", files.read_json, "a.txt is not valid JSON"),
+        (b"[" * 100_000, files.read_json, "a.txt is not valid JSON"),
+        (b"a =", files.read_toml, "a.txt is not valid TOML"),
+    ],
+)
+def test_unreadable_content_names_the_file(content, read, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.txt")
+
+
+def test_an_absent_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Cannot read .*none: No such file"):
+        files.read_text(tmp_path / "none")
+    with pytest.raises(UserError, match="Is a directory"):
+        files.read_text(tmp_path)
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.user_path("~") == tmp_path
+    assert files.user_path("~/a b") == tmp_path / "a b"
+    assert files.user_path("a/~/b") == Path("a/~/b")
+    assert files.user_path("~nobody-here/x") == Path("~nobody-here/x")
+    with pytest.raises(UserError, match="NUL"):
+        files.user_path("a\0b")
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def found(folder: Path, pattern: str) -> list[str]:
+    return [str(path.relative_to(folder)) for path in files.find(folder, pattern)]
+
+
+def test_patterns_find_files_that_are_not_hidden(tmp_path: Path) -> None:
+    names = ("b.jsonl", "a.jsonl", "x/c.jsonl", "x/y/d.jsonl", "x/e.txt")
+    hidden = ("._a.jsonl", ".hidden/f.jsonl", "x/._c.jsonl", "x/.git/g.jsonl")
+    make(tmp_path, *names, *hidden)
+    assert found(tmp_path, "*.jsonl") == ["a.jsonl", "b.jsonl"]
+    assert found(tmp_path, "?.jsonl") == ["a.jsonl", "b.jsonl"]
+    assert found(tmp_path, "[!b].jsonl") == ["a.jsonl"]
+    everywhere = ["a.jsonl", "b.jsonl", "x/c.jsonl", "x/y/d.jsonl"]
+    assert found(tmp_path, "**/*.jsonl") == everywhere
+    assert found(tmp_path, "**") == sorted(names)
+    assert found(tmp_path, "x/../*.jsonl") == ["x/../a.jsonl", "x/../b.jsonl"]
+    assert [str(path.relative_to(tmp_path)) for path in files.walk(tmp_path)] == sorted(names)
+    assert found(tmp_path, ".hidden/*.jsonl") == [".hidden/f.jsonl"]
+    assert found(tmp_path, "x") == found(tmp_path, "no/*") == found(tmp_path, "a.jsonl/*") == []
+    assert list(files.visible(tmp_path.glob("?_a*"))) == []
+
+
+@pytest.mark.parametrize("name", ["proj [v2]", "a::b", "what?", "st*r", "[", "**.d", "~odd"])
+def test_what_exists_as_written_is_no_pattern(name: str, tmp_path: Path) -> None:
+    make(tmp_path, f"{name}/{name}.jsonl", f"{name}/other.jsonl", "v/v.jsonl")
+    assert found(tmp_path, f"{name}/{name}.jsonl") == [f"{name}/{name}.jsonl"]
+    assert found(tmp_path, f"{name}/o*.jsonl") == [f"{name}/other.jsonl"]
+    assert files.find(tmp_path / name, "o*.jsonl") == [tmp_path / name / "other.jsonl"]
+    absolute = f"{tmp_path / name}/*er.jsonl"
+    assert files.find(Path("/nowhere"), absolute) == [tmp_path / name / "other.jsonl"]
+
+
+def test_patterns_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home [me]"
+    make(home, "a.jsonl")
+    monkeypatch.setenv("HOME", str(home))
+    assert files.find(Path("/nowhere"), "~/*.jsonl") == [home / "a.jsonl"]
+
+
+def test_links_to_a_folder_above_end(tmp_path: Path) -> None:
+    make(tmp_path, "x/a.jsonl", "y/b.jsonl")
+    for at, to in (("x/up", tmp_path), ("y/up", tmp_path), ("y/self", tmp_path / "y/self")):
+        os.symlink(to, tmp_path / at)
+    assert found(tmp_path, "**/*.jsonl") == ["x/a.jsonl", "y/b.jsonl"]
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"b": [1, "é"]})
+    assert files.read_json(path) == {"b": [1, "é"]}
+    assert path.read_bytes().endswith(b"}\n")
+    with pytest.raises(TypeError):
+        files.write_json(path, {"b": object()})
+    assert files.read_json(path) == {"b": [1, "é"]}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_sha256_is_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256(tmp_path / "a") == digest
