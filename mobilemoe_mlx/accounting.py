@@ -12,6 +12,7 @@ from mobilemoe_mlx.checkpoint.layouts import layout_of
 from mobilemoe_mlx.checkpoint.tensor_file import read_header
 from mobilemoe_mlx.config import GROUP_SIZE, PRESETS, ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.files import visible
 
 # Bytes of one number in the key/value cache, by the type that the model computes in.
 KV_CACHE_TYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -149,7 +150,7 @@ def describe_presets(context: int | None = None) -> list[Described]:
 
 
 def _files(folder: Path) -> Files | None:
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = sorted(visible(folder.glob("*.safetensors")))
     names = {name for path in paths for name in read_header(path).tensors}
     if not names:
         return None

@@ -148,9 +148,9 @@ def corpus_texts(path: str | Path) -> Iterator[str]:
     folder come in sorted order; other kinds in it are passed over. Raises UserError naming file and
     line.
     """
-    path = Path(path)
+    path = files.user_path(path)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in CORPUS_SUFFIXES and p.is_file())
+        found = [file for file in files.walk(path) if file.suffix in CORPUS_SUFFIXES]
         if not found:
             raise UserError(f"The folder {path} holds no {', '.join(CORPUS_SUFFIXES)} file.")
         for file in found:
@@ -162,10 +162,7 @@ def corpus_texts(path: str | Path) -> Iterator[str]:
     elif path.suffix == ".parquet":
         yield from _parquet_texts(path)
     elif path.suffix in TEXT_SUFFIXES:
-        try:
-            yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error}.") from error
+        yield files.read_text(path)
     else:
         raise UserError(
             f"{path} is of a kind that cannot be read; known are {', '.join(CORPUS_SUFFIXES)}."

@@ -27,6 +27,7 @@ from mobilemoe_mlx.checkpoint.layouts import (
 from mobilemoe_mlx.checkpoint.tensor_file import DamagedFile, Tensor, read_header
 from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.files import visible
 
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -149,7 +150,7 @@ def _read_headers(folder: Path) -> _Found:
     found = _Found()
     weight_map = _read_index(folder, found)
     if weight_map is None:
-        files = sorted(p.name for p in folder.glob("*.safetensors"))
+        files = sorted(p.name for p in visible(folder.glob("*.safetensors")))
     else:
         files = sorted(set(weight_map.values()))
         for path in sorted(folder.glob("model*.safetensors")):
@@ -207,7 +208,7 @@ def _read_index(folder: Path, found: _Found) -> dict[str, str] | None:
 
 
 def _nothing_to_read(folder: Path) -> str:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    pickles = sorted(p.name for p in visible(folder.iterdir()) if p.suffix in _PICKLES)
     if pickles:
         return (
             f"the folder has no *.safetensors, only {', '.join(pickles)}: pickles can run code "

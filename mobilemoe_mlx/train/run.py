@@ -366,7 +366,9 @@ def _prepare(
             saved = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{record} is damaged ({error}): start in another folder.") from None
-    elif run.exists() and any(path != files.temporary_name(record) for path in run.iterdir()):
+    elif run.exists() and any(
+        path != files.temporary_name(record) for path in files.visible(run.iterdir())
+    ):
         raise UserError(f"{run} exists and is not a training run: choose another folder.")
     for name, stage in stages.items():
         started = state.latest(run / name / "checkpoints") is not None

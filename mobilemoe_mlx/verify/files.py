@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx.export.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name, sha256
+from mobilemoe_mlx.files import visible
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
         if manifest.get(name) != value
     ]
     listed = {n for n in files if n.startswith(f"{package.name}/")}
-    present = {str(p.relative_to(package.parent)) for p in package.rglob("*") if p.is_file()}
+    there = (p for p in visible(package.rglob("*")) if p.is_file())
+    present = {str(p.relative_to(package.parent)) for p in there}
     problems += [
         f"{name} is in the package, but not in {path.name}" for name in sorted(present - listed)
     ]
