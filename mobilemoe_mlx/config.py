@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx import config_spelling
+from mobilemoe_mlx.config_spelling import bad
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
 MODEL_TYPE = "mobilemoe"
@@ -30,6 +31,9 @@ INT4_QUANTIZATION: dict[str, Any] = {
     "linear_group_axis": "in (last dim of [out, in])",
     "expert_group_axis": "out (last dim of [E, in, out])",
 }
+
+# The other form: mlx-lm's own block, written by `mobilemoe convert --to mlx` for its commands.
+MLX_QUANTIZATION: dict[str, Any] = {"group_size": GROUP_SIZE, "bits": 4, "mode": "affine"}
 
 # Fields whose other values describe models this package does not implement.
 _ONLY_VALUE: dict[str, tuple[Any, str]] = {
@@ -57,38 +61,43 @@ class RopeScaling:
     high_freq_factor: float = 1.0
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RopeScaling:
-        """Read the block; raises UserError for an unknown type, key or a senseless number."""
+    def from_dict(cls, values: dict[str, Any], block: str = "rope_scaling") -> RopeScaling:
+        """Read the block, which messages call `block`.
+
+        Raises UserError for an unknown type, an unknown or missing key, or a senseless number.
+        """
         values = dict(values)
-        kind = values.pop("rope_type", values.pop("type", None))
+        kind = values.pop("rope_type", None)
         if kind not in ("llama3", "default"):
             raise UserError(
-                f"config.json: rope_scaling.rope_type is {kind!r}; "
+                f"config.json: {block}.rope_type is {kind!r}; "
                 "MobileMoE uses 'llama3' (or 'default' for none)."
             )
-        values.pop("type", None)
-        values.pop("rope_theta", None)
         known = {f.name for f in dataclasses.fields(cls)} - {"rope_type"}
+        if kind == "default" and values:
+            raise UserError(
+                f"config.json: {block}.rope_type is 'default', which has no {min(values)}: "
+                "remove it, or say 'llama3'."
+            )
         for name in values:
             if name not in known:
                 raise UserError(
-                    f"config.json: rope_scaling.{name} is not a known field"
-                    f"{did_you_mean(name, known)}."
+                    f"config.json: {block}.{name} is not a known field{did_you_mean(name, known)}."
                 )
         for name, value in values.items():
             good = isinstance(value, int | float) and not isinstance(value, bool)
             if not good or not 0 < value < math.inf:
                 raise UserError(
-                    f"config.json: rope_scaling.{name} is {value!r}; "
+                    f"config.json: {block}.{name} is {value!r}; "
                     "it must be a positive, finite number."
                 )
         if kind == "llama3" and (missing := sorted(known - set(values))):
-            raise UserError(f"config.json: rope_scaling lacks {', '.join(missing)}.")
+            raise UserError(f"config.json: {block} lacks {', '.join(missing)}.")
         scaling = cls(rope_type=kind, **values)
         if scaling.high_freq_factor < scaling.low_freq_factor:
             raise UserError(
-                f"config.json: rope_scaling.high_freq_factor ({scaling.high_freq_factor}) is below "
-                f"rope_scaling.low_freq_factor ({scaling.low_freq_factor})."
+                f"config.json: {block}.high_freq_factor ({scaling.high_freq_factor}) is below "
+                f"{block}.low_freq_factor ({scaling.low_freq_factor})."
             )
         return scaling
 
@@ -147,23 +156,23 @@ class ModelArgs:
             value = getattr(self, f.name)
             if f.type == "int":
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise _bad(f.name, value, "it must be a positive whole number")
+                    raise bad(f.name, value, "it must be a positive whole number")
             elif f.type == "float":
                 good = isinstance(value, int | float) and not isinstance(value, bool)
                 if not good or not math.isfinite(value) or value < 0:
-                    raise _bad(f.name, value, "it must be a finite number, not negative")
+                    raise bad(f.name, value, "it must be a finite number, not negative")
             elif f.type == "bool" and not isinstance(value, bool):
-                raise _bad(f.name, value, "it must be true or false")
+                raise bad(f.name, value, "it must be true or false")
             elif f.type == "str" and not isinstance(value, str):
-                raise _bad(f.name, value, "it must be a text")
+                raise bad(f.name, value, "it must be a text")
         for name in ("rms_norm_eps", "rope_theta", "routed_scaling_factor"):
             if not getattr(self, name) > 0:
-                raise _bad(name, getattr(self, name), "it must be positive")
+                raise bad(name, getattr(self, name), "it must be positive")
 
     def _check_supported(self) -> None:
         for name, (only, why) in _ONLY_VALUE.items():
             if getattr(self, name) != only:
-                raise _bad(name, getattr(self, name), f"only {only!r} is supported: {why}")
+                raise bad(name, getattr(self, name), f"only {only!r} is supported: {why}")
         for name, only in (("no_rope_layers", 1), ("layer_types", "full_attention")):
             values = getattr(self, name)
             if len(values) != self.num_hidden_layers:
@@ -173,7 +182,7 @@ class ModelArgs:
                 )
             for layer, value in enumerate(values):
                 if value != only:
-                    raise _bad(
+                    raise bad(
                         f"{name}[{layer}]",
                         value,
                         f"only {only!r} is supported: every MobileMoE layer attends in full, "
@@ -187,7 +196,7 @@ class ModelArgs:
                 f"of num_key_value_heads ({self.num_key_value_heads})."
             )
         if self.head_dim % 2:
-            raise _bad("head_dim", self.head_dim, "RoPE turns pairs, so it must be even")
+            raise bad("head_dim", self.head_dim, "RoPE turns pairs, so it must be even")
         if self.num_experts_per_tok > self.num_local_experts:
             raise UserError(
                 f"config.json: num_experts_per_tok ({self.num_experts_per_tok}) is above "
@@ -202,7 +211,7 @@ class ModelArgs:
         }
         for name, size in grouped.items():
             if size % GROUP_SIZE:
-                raise _bad(name, size, f"it must be a multiple of the INT4 group, {GROUP_SIZE}")
+                raise bad(name, size, f"it must be a multiple of the INT4 group, {GROUP_SIZE}")
         scaling = self.rope_scaling
         if scaling is not None and scaling.rope_type == "llama3":
             original = scaling.original_max_position_embeddings
@@ -217,43 +226,42 @@ class ModelArgs:
         ):
             for token in ids:
                 if token is not None and not 0 <= token < self.vocab_size:
-                    raise _bad(name, token, f"the vocabulary has {self.vocab_size} entries")
+                    raise bad(name, token, f"the vocabulary has {self.vocab_size} entries")
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> ModelArgs:
         """Read config.json's content; the published files are accepted as they are.
 
-        Bookkeeping fields of transformers (architectures, auto_map, use_cache, ...) are ignored.
-        Raises UserError naming the field and the value for anything that is missing, misspelt, of
-        the wrong type, contradictory, or not a MobileMoE.
+        Fields of no account for the numbers are ignored (docs/checkpoints.md). Raises UserError
+        naming the field and the value for anything that is missing, unknown, of the wrong type,
+        contradictory, or not a MobileMoE.
         """
         if not isinstance(config, dict):
             raise UserError(f"config.json: expected an object, found {type(config).__name__}.")
         if config.get("model_type") != MODEL_TYPE:
             only, why = _ONLY_VALUE["model_type"]
-            raise _bad("model_type", config.get("model_type"), f"only {only!r} is supported: {why}")
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        required = [n for n in fields if n not in _OPTIONAL]
-        missing = [n for n in required if n not in config]
+            raise bad("model_type", config.get("model_type"), f"only {only!r} is supported: {why}")
+        names = {f.name for f in dataclasses.fields(cls)} - {"quantized"}
+        values = config_spelling.published_fields(config, names)
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in _OPTIONAL | {*values}]
         if missing:
-            unknown = [n for n in config if n not in fields]
-            name = missing[0]
+            unknown = [n for n in config if n not in names]
             raise UserError(
-                f"config.json: the field {name} is missing{_present_instead(name, unknown)}."
+                f"config.json: the field {missing[0]} is missing"
+                f"{_present_instead(missing[0], unknown)}."
                 + (f" Also missing: {', '.join(missing[1:])}." if missing[1:] else "")
             )
-        _check_spelling(config, {*fields, "quantization"} - {"quantized"})
-        values: dict[str, Any] = {n: config[n] for n in fields if n in config}
-        values.pop("quantized", None)
-        if "dtype" in config and "torch_dtype" not in config:  # the field's name in transformers 5
-            values["torch_dtype"] = config["dtype"]
-        values["rope_scaling"] = _rope_scaling(config)
+        config_spelling.check_unknown(config, names)
+        if (block := values.get("rope_scaling")) is not None:
+            spelling = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+            block = RopeScaling.from_dict(block, spelling)
+        values["rope_scaling"] = block
         for name in ("no_rope_layers", "layer_types"):
             if name in values:
                 if not isinstance(values[name], list):
-                    raise _bad(name, values[name], "it must be a list, one entry a layer")
+                    raise bad(name, values[name], "it must be a list, one entry a layer")
                 if not values[name]:
-                    raise _bad(name, values[name], "it must have one entry a layer")
+                    raise bad(name, values[name], "it must have one entry a layer")
                 values[name] = tuple(values[name])
         eos = values.get("eos_token_id")
         eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
@@ -262,7 +270,7 @@ class ModelArgs:
         for name, ids in (("bos_token_id", [values["bos_token_id"]]), ("eos_token_id", eos)):
             for token in ids:
                 if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-                    raise _bad(name, token, "token ids are whole numbers")
+                    raise bad(name, token, "token ids are whole numbers")
         values["quantized"] = _is_quantized(config.get("quantization"))
         return cls(**values)
 
@@ -311,56 +319,39 @@ _OPTIONAL = {
 }
 
 
-def _bad(name: str, value: Any, why: str) -> UserError:
-    return UserError(f"config.json: {name} is {value!r}; {why}.")
-
-
-def _check_spelling(config: dict[str, Any], known: set[str]) -> None:
-    """Refuse an unknown field that is all but the name of an absent one, which it may be meant as.
-
-    The bookkeeping fields of transformers are all further than this from ours.
-    """
-    absent = sorted(known - set(config))
-    for name in config:
-        if name not in known and (meant := difflib.get_close_matches(name, absent, 1, cutoff=0.9)):
-            raise UserError(
-                f"config.json: {name} is not a known field (did you mean '{meant[0]}'?)."
-            )
-
-
 def _present_instead(name: str, unknown: list[str]) -> str:
+    for other in config_spelling.other_names(name):
+        if other in unknown:
+            return f" (the file has '{other}', another model's name)"
     hint = did_you_mean(name, unknown)
     return hint.replace("did you mean", "the file has") if hint else ""
-
-
-def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
-    block = config.get("rope_scaling")
-    if block is None:
-        return None
-    if not isinstance(block, dict):
-        raise _bad("rope_scaling", block, "it must be an object or null")
-    return RopeScaling.from_dict(block)
 
 
 def _is_quantized(block: Any) -> bool:
     if block is None:
         return False
-    if not isinstance(block, dict) or block.get("format") != INT4_FORMAT:
-        # mlx-lm's own block, written by `mobilemoe convert` for its commands.
-        if isinstance(block, dict) and block.get("bits") == 4:
-            if block.get("group_size") != GROUP_SIZE:
-                raise _bad(
-                    "quantization.group_size", block.get("group_size"), "only 32 is supported"
-                )
-            return True
-        raise _bad("quantization", block, f"only format {INT4_FORMAT!r} is supported")
-    for name, only in INT4_QUANTIZATION.items():
-        if name.endswith("_axis"):
-            # The sentence may be worded differently; its first word is the axis.
-            if str(block.get(name, only)).split(" ")[0] != only.split(" ")[0]:
-                raise _bad(f"quantization.{name}", block[name], f"only {only!r} is supported")
-        elif block.get(name, only) != only:
-            raise _bad(f"quantization.{name}", block[name], f"only {only!r} is supported")
+    if not isinstance(block, dict):
+        raise bad("quantization", block, "it must be an object or null")
+    if "format" not in block and block.get("bits") == 4:
+        only_values = MLX_QUANTIZATION
+    elif block.get("format") == INT4_FORMAT:
+        only_values = INT4_QUANTIZATION
+    else:
+        raise bad("quantization", block, f"only format {INT4_FORMAT!r} is supported")
+    for name, value in block.items():
+        if name not in only_values:
+            raise bad(f"quantization.{name}", value, "MobileMoE's INT4 has no such field")
+        only = only_values[name]
+        # An axis is a sentence, which may be worded differently; its first word is the axis.
+        same = (
+            str(value).split(" ")[0] == only.split(" ")[0]
+            if name.endswith("_axis")
+            else value == only
+        )
+        if not same:
+            raise bad(f"quantization.{name}", value, f"only {only!r} is supported")
+    if only_values is MLX_QUANTIZATION and "group_size" not in block:
+        raise bad("quantization", block, "its group_size is missing")
     return True
 
 

@@ -192,3 +192,133 @@ def test_a_file_that_is_not_an_object_is_refused(tmp_path: Path, content: str | 
 def test_a_folder_without_config_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"no config\.json"):
         read_config(tmp_path)
+
+
+LLAMA3 = PUBLISHED["rope_scaling"]
+THETA = PUBLISHED["rope_theta"]
+
+
+def respelt(*removed: str, **changes: Any) -> dict[str, Any]:
+    return {n: v for n, v in PUBLISHED.items() if n not in removed} | changes
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        respelt("rope_theta", "rope_scaling", rope_parameters={**LLAMA3, "rope_theta": THETA}),
+        respelt("rope_scaling", rope_parameters=LLAMA3),
+        respelt("rope_scaling", rope_parameters={**LLAMA3, "rope_theta": THETA}),
+        respelt("rope_theta", rope_scaling={**LLAMA3, "rope_theta": THETA}),
+        respelt(rope_parameters={**LLAMA3, "rope_theta": THETA}),
+        respelt(rope_parameters={}),
+        respelt(rope_parameters=None),
+        respelt(
+            "rope_theta",
+            rope_scaling=None,
+            rope_parameters={"full_attention": {**LLAMA3, "rope_theta": THETA}},
+        ),
+        respelt(
+            rope_scaling=None,
+            rope_parameters={"full_attention": LLAMA3, "chunked_attention": LLAMA3},
+        ),
+        respelt(
+            rope_scaling={("type" if n == "rope_type" else n): v for n, v in LLAMA3.items()},
+        ),
+        respelt(rope_scaling={**LLAMA3, "type": "llama3", "partial_rotary_factor": 1.0}),
+        respelt(
+            rope_scaling={n: v for n, v in LLAMA3.items() if not n.startswith("original")},
+            original_max_position_embeddings=8192,
+        ),
+        respelt("torch_dtype", dtype="bfloat16"),
+        respelt(dtype="torch.bfloat16"),
+        respelt("head_dim"),
+        respelt(head_dim=None),
+        respelt(num_experts=60, scoring_func="sigmoid", moe_layers=[*range(20)], mlp_bias=False),
+        respelt(attention_chunk_size=8192, sliding_window=None, final_logit_softcapping=None),
+        respelt(sliding_window=512, use_sliding_window=False, query_pre_attn_scalar=64),
+        respelt(_name_or_path="x", license="FAIR", floor_scale=8192, attn_scale=0.1, id2label={}),
+    ],
+    ids=str,
+)
+def test_every_known_spelling_means_the_same(config: dict[str, Any]):
+    assert ModelArgs.from_dict(config) == PRESETS["S"]
+
+
+def test_a_block_with_the_theta_alone_is_unstretched_rope():
+    config = respelt("rope_theta", "rope_scaling", rope_parameters={"rope_theta": 1e4})
+    args = ModelArgs.from_dict(config)
+    assert args.rope_theta == 1e4
+    assert args.rope_scaling is not None and args.rope_scaling.rope_type == "default"
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"rope_scaling": None, "rope_parameters": {"rope_type": "yarn", "factor": 4}}, ["'yarn'"]),
+        ({"rope_parameters": {**LLAMA3, "factor": 8.0}}, ["contradicts itself", "'factor': 8.0"]),
+        ({"rope_parameters": {"rope_type": "default"}}, ["contradicts itself", "'default'"]),
+        ({"rope_parameters": {**LLAMA3, "rope_theta": 1e4}}, ["rope_theta", "10000.0"]),
+        (scaling(rope_theta=1e4), ["rope_scaling.rope_theta", "10000.0"]),
+        (scaling(type="linear"), ["rope_scaling.type", "'linear'"]),
+        (scaling(partial_rotary_factor=0.5), ["partial_rotary_factor"]),
+        (scaling(attention_factor=1.2), ["attention_factor"]),
+        ({"rope_scaling": {"factor": 4.0}}, ["rope_scaling has factor", "no rope_type"]),
+        ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, ["factor"]),
+        ({"rope_scaling": {"sliding_attention": LLAMA3}}, ["rope_scaling.sliding_attention"]),
+        (
+            {"rope_scaling": {"full_attention": LLAMA3, "sliding_attention": {"rope_theta": 1e4}}},
+            ["rope_scaling.sliding_attention"],
+        ),
+        ({"original_max_position_embeddings": 4096}, ["original_max_position_embeddings", "4096"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+        ({"rope_local_base_freq": 1e4}, ["rope_local_base_freq"]),
+        ({"dtype": "float32"}, ["torch_dtype", "'bfloat16'", "dtype", "'float32'"]),
+        ({"sliding_window": 512}, ["sliding_window", "512"]),
+        ({"use_sliding_window": True}, ["use_sliding_window", "True"]),
+        ({"attention_chunk_size": 64}, ["attention_chunk_size", "64"]),
+        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),
+        ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping"]),
+        ({"scoring_func": "softmax"}, ["scoring_func", "'softmax'"]),
+        ({"router_score_function": "softmax"}, ["router_score_function"]),
+        ({"moe_layers": [*range(1, 20)]}, ["moe_layers"]),
+        ({"mlp_only_layers": [0]}, ["mlp_only_layers", "[0]"]),
+        ({"first_k_dense_replace": 1}, ["first_k_dense_replace", "1"]),
+        ({"n_group": 8}, ["n_group", "8"]),
+        ({"num_experts": 8}, ["num_experts is 8", "num_local_experts is 60"]),
+        ({"hidden_activation": "gelu"}, ["hidden_activation is 'gelu'"]),
+        ({"norm_eps": 1e-6}, ["norm_eps is 1e-06"]),
+        ({"mlp_bias": True}, ["mlp_bias", "True"]),
+        ({"no_rope_layers": None, "no_rope_layer_interval": 4}, ["no_rope_layer_interval", "4"]),
+        ({"query_pre_attn_scalar": 256}, ["query_pre_attn_scalar", "256"]),
+        ({"attention_multiplier": 0.01}, ["attention_multiplier"]),
+        ({"embedding_multiplier": 12.0}, ["embedding_multiplier", "12.0"]),
+        ({"logits_scaling": 8.0}, ["logits_scaling", "8.0"]),
+        ({"text_config": {"hidden_size": 768}}, ["text_config"]),
+        ({"mystery": 1}, ["mystery", "1"]),
+        ({"mystery": False}, ["mystery", "False"]),
+        ({"norm_type": "layernorm"}, ["norm_type", "'layernorm'"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
+        ({"quantization": {**INT4_QUANTIZATION, "zero_point": True}}, ["quantization.zero_point"]),
+        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, ["mxfp4"]),
+        ({"quantization": {"group_size": 64, "bits": 4}}, ["quantization.group_size", "64"]),
+        ({"quantization": {"bits": 4}}, ["group_size is missing"]),
+        ({"quantization": {"group_size": 32, "bits": 4, "lm_head": False}}, ["lm_head"]),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_nothing_that_changes_the_numbers_is_ignored(changes: dict[str, Any], parts: list[str]):
+    with pytest.raises(UserError) as error:
+        ModelArgs.from_dict({**PUBLISHED, **changes})
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_another_models_name_is_no_field_by_itself():
+    with pytest.raises(UserError, match=r"num_local_experts is missing.*'num_experts'"):
+        ModelArgs.from_dict(respelt("num_local_experts", num_experts=60))
+
+
+def test_a_missing_head_dim_must_follow():
+    config = respelt("head_dim", num_attention_heads=20)
+    with pytest.raises(UserError, match=r"head_dim is missing, and hidden_size \(768\)"):
+        ModelArgs.from_dict(config)

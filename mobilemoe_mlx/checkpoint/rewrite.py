@@ -10,7 +10,7 @@ from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout
-from mobilemoe_mlx.config import GROUP_SIZE
+from mobilemoe_mlx.config import MLX_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
 
 MODEL_FILE = "mobilemoe_model.py"
@@ -100,7 +100,7 @@ def convert(
 def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:
     config: dict[str, Any] = {"model_file": MODEL_FILE}
     if checkpoint.layout is not Layout.FLOAT:
-        config["quantization"] = {"group_size": GROUP_SIZE, "bits": 4, "mode": "affine"}
+        config["quantization"] = dict(MLX_QUANTIZATION)
     return config
 
 
