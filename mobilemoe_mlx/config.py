@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import config_spelling
+from mobilemoe_mlx import config_spelling, files
 from mobilemoe_mlx.config_spelling import bad
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
@@ -399,14 +398,11 @@ def preset(name: str) -> ModelArgs:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `folder`/config.json; raises UserError when it is absent or not JSON."""
+    """Read `folder`/config.json; raises UserError when it is absent or not a JSON object."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json: is it a model folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not path.exists():
+        raise UserError(f"{folder} has no config.json: is it a model folder?")
+    config = files.read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected an object, found {type(config).__name__}.")
     return config

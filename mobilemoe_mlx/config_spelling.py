@@ -158,6 +158,12 @@ def check_unknown(config: Mapping[str, Any], known: Collection[str]) -> None:
         )
 
 
+def without_other_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` without the fields that only spell a published one differently."""
+    respelt = {"dtype", "rope_parameters", "original_max_position_embeddings", *_OTHER_NAMES}
+    return {name: value for name, value in config.items() if name not in respelt}
+
+
 def other_names(field: str) -> list[str]:
     """What other models call the published `field`."""
     return [name for name, published in _OTHER_NAMES.items() if published == field]

@@ -13,6 +13,7 @@ from typing import Any
 from mobilemoe_mlx.checkpoint.check import INDEX_FILE
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor, plan_shards, write_file
 from mobilemoe_mlx.config import INT4_FORMAT, ModelArgs
+from mobilemoe_mlx.config_spelling import without_other_spellings
 from mobilemoe_mlx.errors import UserError
 
 MAX_SHARD_BYTES = 5_000_000_000  # the size Hugging Face repositories are cut at
@@ -41,7 +42,7 @@ def published_config(args: ModelArgs, original: Mapping[str, Any] | None = None)
         config.pop("quantization", None)
     if original is None or ModelArgs.from_dict(config) != args:
         config.pop("quantization", None)
-        config |= args.to_dict()
+        config = without_other_spellings(config) | args.to_dict()
     return config
 
 

@@ -1,6 +1,7 @@
 """Read a published folder into the PyTorch reference, through `safetensors` alone.
 
-Nothing of the MLX loader is used, so that a mistake there cannot hide.
+Nothing of the MLX loader is used, nor its reading of config.json, so that a mistake there cannot
+hide.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mobilemoe_mlx.compare.config_reader import read_reference_config
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE
-from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs, read_config
+from mobilemoe_mlx.config import GROUP_SIZE
 from mobilemoe_mlx.errors import UserError
 
 import torch  # isort: skip  (after torch_model, which explains a missing PyTorch)
@@ -28,9 +30,9 @@ def load_torch_model(folder: Path, dtype: str = "float32") -> TorchMobileMoE:
     INT4 is dequantised exactly in float32, then cast to `dtype`. Raises UserError for a tensor that
     is missing, unexpected, or of the wrong shape.
     """
-    args = ModelArgs.from_dict(read_config(folder))
+    config = read_reference_config(folder)
     with torch.device("meta"):
-        model = TorchMobileMoE(args)
+        model = TorchMobileMoE(config)
     weights = {}
     for name, tensor in dequantize(read_tensors(folder)).items():
         kept = name.endswith(_FLOAT32)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from mobilemoe_mlx.config import ModelArgs, RopeScaling
+from mobilemoe_mlx.compare.config_reader import Config, Llama3Stretching
+from mobilemoe_mlx.config import RopeScaling
 from mobilemoe_mlx.errors import UserError
 
 try:
@@ -58,7 +59,9 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> list[float]:
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: Llama3Stretching | RopeScaling | None
+) -> list[float]:
     """Radians a position of each rotated pair [head_dim / 2], pair by pair, by llama3's rule."""
     frequencies = []
     for pair in range(head_dim // 2):
@@ -94,7 +97,7 @@ def rotate(x: Tensor, frequencies: list[float]) -> Tensor:
 class Attention(nn.Module):
     """Causal grouped-query attention; rotation, q/k norm and softmax in float32."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         self.args = args
         self.q_proj = nn.Linear(args.hidden_size, args.query_dim, bias=False)
@@ -127,7 +130,7 @@ class Attention(nn.Module):
 class Router(nn.Module):
     """Sigmoid scores, always in float32."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         self.args = args
         self.weight = nn.Parameter(torch.zeros(args.num_local_experts, args.hidden_size))
@@ -149,7 +152,7 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The routed experts, in the published layout [experts, in, out]."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         experts, hidden, width = args.num_local_experts, args.hidden_size, args.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.zeros(experts, hidden, 2 * width))
@@ -170,7 +173,7 @@ class Experts(nn.Module):
 class SharedExpert(nn.Module):
     """The expert that every token passes, unweighted."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         hidden, width = args.hidden_size, args.intermediate_size_mlp
         self.gate_proj = nn.Linear(hidden, width, bias=False)
@@ -184,7 +187,7 @@ class SharedExpert(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Routed experts plus the shared one."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         self.router = Router(args)
         # A parameter only to be loaded by name: no gradient reaches it.
@@ -202,7 +205,7 @@ class MixtureOfExperts(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm attention, then pre-norm mixture of experts."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(args.hidden_size, args.rms_norm_eps)
         self.self_attn = Attention(args)
@@ -219,7 +222,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers and final norm (the published tensors' prefix `model.`)."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(args) for _ in range(args.num_hidden_layers))
@@ -229,7 +232,7 @@ class Decoder(nn.Module):
 class TorchMobileMoE(nn.Module):
     """The whole model, with its tied output head."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: Config) -> None:
         super().__init__()
         self.args = args
         self.model = Decoder(args)

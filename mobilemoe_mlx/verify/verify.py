@@ -12,6 +12,7 @@ import numpy as np
 from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.load_save import load_model
+from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
@@ -56,6 +57,7 @@ def verify_package(
     saved = open_saved(path)
     folder = Path(against)
     checkpoint = open_source(folder, quantize=open_checkpoint(folder).layout is Layout.FLOAT)
+    check_agreement(checkpoint.config, checkpoint.args)
     _check_same_model(saved, checkpoint)
     saved.check_interface(checkpoint.args)
     tokens: list[int] = []
