@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.data.chat import encode_conversation
-from mobilemoe_mlx.data.sources import Format, Source, SourceConfig
+from mobilemoe_mlx.data.records import Record
+from mobilemoe_mlx.data.source_config import Format, OnBadRecord, SourceConfig
+from mobilemoe_mlx.data.sources import Source, no_usable_record
+from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT, AnyTokenizer, encode_text
 
@@ -96,58 +99,62 @@ class Mixture:
 
     A weight is a source's share of the *tokens*. The next document comes from the source whose
     tokens lag furthest behind its share (the first one in a tie), so the order is deterministic and
-    the shares are exact up to one document. `state_dict` is JSON-serialisable and resuming exact.
+    the shares are exact up to one document. Documents without a target are skipped and counted.
+    `on_bad_record` and `heldout` are as in `Source`. `state_dict` is JSON-serialisable and resuming
+    exact.
     """
 
     def __init__(
-        self, config: MixtureConfig, base_folder: Path | str | None, encode: Encode, seed: int
+        self,
+        config: MixtureConfig,
+        base_folder: Path | str | None,
+        encode: Encode,
+        seed: int,
+        *,
+        on_bad_record: OnBadRecord = "error",
+        heldout: Iterable[Path] = (),
     ) -> None:
         self.config = config
         self._encode = encode
-        self._sources = [Source(source, base_folder, seed) for source in config.sources]
+        heldout = tuple(heldout)
+        self._sources = [
+            Source(source, base_folder, seed, on_bad_record=on_bad_record, heldout=heldout)
+            for source in config.sources
+        ]
         total = sum(source.weight for source in config.sources)
         self._shares = [source.weight / total for source in config.sources]
-        self._tokens = [0] * len(self._sources)
-        self._documents = [0] * len(self._sources)
 
     def __iter__(self) -> Iterator[Document]:
         return self
 
     def __next__(self) -> Document:
-        total = sum(self._tokens)
-        behind = [share * total - n for share, n in zip(self._shares, self._tokens, strict=True)]
-        chosen = behind.index(max(behind))
-        document = Document(*self._encode(next(self._sources[chosen])))
-        self._tokens[chosen] += len(document.tokens)
-        self._documents[chosen] += 1
-        return document
+        return self._next(None)
 
-    def statistics(self) -> dict[str, dict[str, int]]:
-        """Per source name: tokens and documents given, epochs completed, records skipped."""
-        return {
-            source.config.name: {
-                "tokens": tokens,
-                "documents": documents,
-                "epochs": source.epoch,
-                "skipped": source.skipped,
-            }
-            for source, tokens, documents in zip(
-                self._sources, self._tokens, self._documents, strict=True
-            )
-        }
+    def cut_to(self, longest: int) -> Iterator[Document]:
+        """The same stream with documents cut to `longest` tokens, and the cuts counted."""
+        while True:
+            yield self._next(longest)
+
+    def _next(self, longest: int | None) -> Document:
+        tokens = [source.statistics.tokens for source in self._sources]
+        total = sum(tokens)
+        behind = [share * total - n for share, n in zip(self._shares, tokens, strict=True)]
+        source = self._sources[behind.index(max(behind))]
+        start = source.epoch
+        while True:
+            document = fit(Document(*self._encode(next(source))), longest, source.statistics)
+            if document is not None:
+                return document
+            if source.epoch > start + 1:
+                raise UserError(no_usable_record(source.config, source.statistics.skipped))
+
+    def statistics(self) -> dict[str, SourceStatistics]:
+        """The counts so far, by source name."""
+        return {source.config.name: source.statistics.copy() for source in self._sources}
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and position of every source, by name."""
-        return {
-            source.config.name: {
-                "tokens": tokens,
-                "documents": documents,
-                "source": source.state_dict(),
-            }
-            for source, tokens, documents in zip(
-                self._sources, self._tokens, self._documents, strict=True
-            )
-        }
+        return {source.config.name: source.state_dict() for source in self._sources}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; the sources must be the same ones."""
@@ -157,7 +164,35 @@ class Mixture:
                 f"the checkpoint was written with the sources {', '.join(sorted(state))}; the "
                 f"mixture has {', '.join(sorted(names))}: resume with the same mixture"
             )
-        for i, name in enumerate(names):
-            self._tokens[i] = state[name]["tokens"]
-            self._documents[i] = state[name]["documents"]
-            self._sources[i].load_state_dict(state[name]["source"])
+        for source in self._sources:
+            source.load_state_dict(state[source.config.name])
+
+
+def encoded(
+    records: Iterable[Record | Reason],
+    encode: Encode,
+    longest: int | None,
+    statistics: SourceStatistics,
+) -> Iterator[Document]:
+    """Encode and cut records, and count them; those without a target are left out."""
+    for record in records:
+        if isinstance(record, Reason):
+            statistics.skipped[record] += 1
+        elif (document := fit(Document(*encode(record)), longest, statistics)) is not None:
+            yield document
+
+
+def fit(document: Document, longest: int | None, statistics: SourceStatistics) -> Document | None:
+    """Cut a document to `longest` tokens and count it; None where no target is left."""
+    tokens, loss = document
+    cut = max(0, len(tokens) - longest) if longest is not None else 0
+    if cut:
+        tokens, loss = tokens[:longest], loss[:longest]
+    if not any(loss[1:]):  # the first token is an input only
+        statistics.skipped[Reason.BEYOND_CONTEXT if cut else Reason.EMPTY_ANSWER] += 1
+        return None
+    statistics.truncated += bool(cut)
+    statistics.tokens_cut += cut
+    statistics.documents += 1
+    statistics.tokens += len(tokens)
+    return Document(tokens, loss)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.data.mixture import Document, Encode, Mixture
-from mobilemoe_mlx.data.sources import SourceConfig, read_records
+from mobilemoe_mlx.data.mixture import Document, Encode, Mixture, encoded
+from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
+from mobilemoe_mlx.data.sources import no_usable_record, read_records
+from mobilemoe_mlx.data.statistics import DataStatistics, SourceStatistics
 from mobilemoe_mlx.errors import UserError
 
 PADDING = -1
@@ -37,9 +39,10 @@ class PackedBatches:
 
     With `split_documents` (text) documents are laid end to end and cut into rows: the token after a
     row's last is its last target and the next row's first input, so every token but the very first
-    is a target exactly once. Without it (chat) a document is never cut: it goes into the first row
-    with room, a batch is complete when a document fits into no row, and the rest is padding; a
-    document longer than `context` + 1 tokens is truncated and counted.
+    is a target exactly once. Without it (chat) a document is never split: it goes into the first
+    row with room, a batch is complete when a document fits into no row, and the rest is padding; a
+    document longer than `context` + 1 tokens is cut there, and skipped if no target is left. Every
+    batch has a target.
 
     `batch_size` is global. Rank r of w gets the rows r·B/w to (r+1)·B/w; every rank reads the same
     stream, so that the states of all ranks are equal and the global batch does not depend on w.
@@ -62,6 +65,7 @@ class PackedBatches:
                 f"choose a multiple of {world_size}"
             )
         self._mixture = mixture
+        self._documents = mixture if split_documents else mixture.cut_to(context + 1)
         self._packer = _Packer(context, batch_size, split_documents)
         rows = batch_size // world_size
         self._rows = slice(rank * rows, (rank + 1) * rows)
@@ -70,13 +74,13 @@ class PackedBatches:
         return self
 
     def __next__(self) -> Batch:
-        batch = self._packer.pack(self._mixture)
+        batch = self._packer.pack(self._documents)
         assert batch is not None, "a mixture does not end"
         return Batch(*(part[self._rows] for part in batch))
 
-    def statistics(self) -> dict[str, int]:
-        """Of the global batches so far: positions, padded ones, documents truncated, tokens cut."""
-        return dict(self._packer.counts)
+    def statistics(self) -> DataStatistics:
+        """The counts so far, of the global batches."""
+        return DataStatistics(**self._packer.counts, sources=self._mixture.statistics())
 
     def state_dict(self) -> dict[str, Any]:
         """The mixture's state and the documents read but not yet packed."""
@@ -105,19 +109,25 @@ def heldout_batches(
     context: int,
     batch_size: int,
     max_tokens: int,
-) -> list[Batch]:
+    *,
+    on_bad_record: OnBadRecord = "error",
+) -> tuple[list[Batch], SourceStatistics]:
     """The first `max_tokens` positions of a source, unshuffled, packed as in training.
 
     Whole batches: at least one and at most `max_tokens` // (`batch_size` · `context`); the last one
-    of a short source is padded, if need be by whole rows.
+    of a short source is padded, if need be by whole rows. The counts are of what was read for them.
+    Raises UserError where no record has a target within the context.
     """
-    documents = (Document(*encode(record)) for record in read_records(source, base_folder))
-    packer = _Packer(context, batch_size, split_documents=source.format == "text")
+    statistics = SourceStatistics()
+    split = source.format == "text"
+    records = read_records(source, base_folder, on_bad_record=on_bad_record)
+    documents = encoded(records, encode, None if split else context + 1, statistics)
+    packer = _Packer(context, batch_size, split)
     batches = iter(lambda: packer.pack(documents), None)
     found = list(islice(batches, max(1, max_tokens // (batch_size * context))))
     if not found:
-        raise UserError(f"source '{source.name}' has no usable record to evaluate on")
-    return found
+        raise UserError(f"held out: {no_usable_record(source, statistics.skipped)}")
+    return found, statistics
 
 
 def document_attention_mask(documents: mx.array | np.ndarray) -> mx.array:
@@ -155,10 +165,18 @@ class _Packer:
         self.batch_size = batch_size
         self.split_documents = split_documents
         self.pending: deque[_Piece] = deque()
-        self.counts = {"positions": 0, "padding": 0, "truncated": 0, "tokens_cut": 0}
+        self.counts = {"positions": 0, "padding": 0}
 
     def pack(self, documents: Iterator[Document]) -> Batch | None:
-        """The next batch, padded where `documents` ends, None where nothing is left."""
+        """The next batch with a target, padded where `documents` ends; None where none is left."""
+        while (batch := self._fill(documents)) is not None and not batch.loss_mask.any():
+            pass
+        if batch is not None:
+            self.counts["positions"] += batch.documents.size
+            self.counts["padding"] += int((batch.documents == PADDING).sum())
+        return batch
+
+    def _fill(self, documents: Iterator[Document]) -> Batch | None:
         shape = (self.batch_size, self.context)
         batch = Batch(
             np.zeros(shape, np.int32),
@@ -171,12 +189,7 @@ class _Packer:
                 self._fill_row(batch, row, documents)
         else:
             self._place_whole(batch, documents)
-        padding = int((batch.documents == PADDING).sum())
-        if padding == batch.documents.size:
-            return None
-        self.counts["positions"] += batch.documents.size
-        self.counts["padding"] += padding
-        return batch
+        return None if (batch.documents == PADDING).all() else batch
 
     def _next_piece(self, documents: Iterator[Document]) -> _Piece | None:
         if self.pending:
@@ -210,14 +223,7 @@ class _Packer:
         used = np.zeros(self.batch_size, int)
         number = np.zeros(self.batch_size, int)
         while piece := self._next_piece(documents):
-            cut = len(piece.tokens) - (self.context + 1)
-            if cut > 0:
-                self.counts["truncated"] += 1
-                self.counts["tokens_cut"] += cut
-                piece = piece.part(0, self.context + 1)
             n = len(piece.tokens) - 1  # the last token is a target only
-            if n < 1:
-                continue
             rows_with_room = np.flatnonzero(self.context - used >= n)
             if not len(rows_with_room):
                 self.pending.appendleft(piece)

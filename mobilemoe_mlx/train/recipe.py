@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.config import PRESETS, ModelArgs, preset
+from mobilemoe_mlx.data.source_config import OnBadRecord
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.tables import Bounds, Count, CountOrZero, Fraction, NotNegative, Positive
 
@@ -43,6 +44,7 @@ class DataConfig:
     heldout: tuple[str, ...] = ()  # local files, or a mixture file, to evaluate on; none: do not
     heldout_tokens: Count = 65536
     seed: CountOrZero = 0
+    on_bad_record: OnBadRecord = "error"
 
 
 @dataclass(frozen=True)

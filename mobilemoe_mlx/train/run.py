@@ -189,7 +189,7 @@ class _Stage:
         if trainer.step % _LOAD_EVERY == 0 or trainer.step == self.config.steps:
             load = result.counts / mx.maximum(result.counts.sum(axis=-1, keepdims=True), 1)
             record["load"] = [[round(x, 5) for x in layer] for layer in load.tolist()]
-            record["sources"] = self.mixture.statistics()
+            record["sources"] = self.batches.statistics().to_dict()["sources"]
         metrics.step(record, tokens)
         return tokens
 
@@ -234,7 +234,7 @@ class _Stage:
             return
         extra = {
             "data": self.batches.state_dict(),
-            "data_statistics": self.batches.statistics(),
+            "data_statistics": self.batches.statistics().to_dict(),
             "losses": losses,
             "tokens": tokens,
         }

@@ -52,7 +52,7 @@ def test_weights_are_shares_of_the_tokens(tmp_path: Path) -> None:
         assert len(document.tokens) == len(document.loss) <= longest
         if n % 100:
             continue
-        tokens = {name: entry["tokens"] for name, entry in mixture.statistics().items()}
+        tokens = {name: entry.tokens for name, entry in mixture.statistics().items()}
         for name, share in {"long": 0.6, "short": 0.3, "middle": 0.1}.items():
             assert abs(tokens[name] - share * sum(tokens.values())) <= longest
 
@@ -61,12 +61,12 @@ def test_statistics_count_what_was_given(tmp_path: Path) -> None:
     mixture = make_mixture(tmp_path)
     given = list(islice(mixture, 500))
     statistics = mixture.statistics()
-    assert sum(entry["documents"] for entry in statistics.values()) == len(given)
-    assert sum(entry["tokens"] for entry in statistics.values()) == sum(
+    assert sum(entry.documents for entry in statistics.values()) == len(given)
+    assert sum(entry.tokens for entry in statistics.values()) == sum(
         len(document.tokens) for document in given
     )
     for entry in statistics.values():
-        assert entry["epochs"] == entry["documents"] // 11
+        assert entry.epochs == entry.documents // 11
 
 
 def test_resume_continues_exactly_anywhere(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mobilemoe_mlx.data.packing import (
     document_attention_mask,
     heldout_batches,
 )
-from mobilemoe_mlx.data.sources import Format, SourceConfig
+from mobilemoe_mlx.data.source_config import Format, SourceConfig
 from mobilemoe_mlx.errors import UserError
 
 BOS, EOS, TURN = 256, 257, 258
@@ -145,8 +145,8 @@ def test_chat_conversations_are_whole_in_order_and_their_answers_learnt(tmp_path
         assert sorted(found) == sorted(expected)
     assert learnt > 0
     statistics = packed.statistics()
-    assert statistics["positions"] == 40 * BATCH * CONTEXT
-    assert statistics["padding"] == sum(int((b.documents == PADDING).sum()) for b in batches)
+    assert statistics.positions == 40 * BATCH * CONTEXT
+    assert statistics.padding == sum(int((b.documents == PADDING).sum()) for b in batches)
 
 
 def test_a_batch_is_complete_only_when_the_next_conversation_fits_nowhere(tmp_path: Path) -> None:
@@ -169,8 +169,10 @@ def test_a_conversation_beyond_the_context_is_truncated_and_counted(tmp_path: Pa
     batch = next(packed)
     assert (batch.documents == 0).all()
     assert (batch.targets == ord("x")).all()
-    assert packed.statistics()["truncated"] == BATCH + 1  # one more waits for the next batch
-    assert packed.statistics()["tokens_cut"] == (BATCH + 1) * (102 - (CONTEXT + 1))
+    assert (
+        packed.statistics().sources["a"].truncated == BATCH + 1
+    )  # one more waits for the next batch
+    assert packed.statistics().sources["a"].tokens_cut == (BATCH + 1) * (102 - (CONTEXT + 1))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -202,7 +204,7 @@ def test_resume_continues_exactly_at_any_batch(format: Format, tmp_path: Path) -
         states.append(json.dumps(packed.state_dict()))
         batches.append(next(packed))
     final = packed.state_dict()
-    epochs = [s["source"]["rows"]["epoch"] for s in final["mixture"].values()]
+    epochs = [s["rows"]["epoch"] for s in final["mixture"].values()]
     assert min(epochs) >= 2  # epoch ends lie inside
     for at in range(0, 25, 3):
         resumed = make_batches(tmp_path, format)
@@ -217,7 +219,9 @@ def test_heldout_batches_hold_the_file_in_order_and_end(format: Format, tmp_path
     write(tmp_path, "a", format, count=9, longest=14)
     encode = encode_text if format == "text" else encode_chat
     config = SourceConfig.from_dict({"name": "a", "weight": 1, "files": ["a.jsonl"]}, format)
-    batches = heldout_batches(config, tmp_path, encode, CONTEXT, BATCH, max_tokens=10**6)
+    batches, statistics = heldout_batches(
+        config, tmp_path, encode, CONTEXT, BATCH, max_tokens=10**6
+    )
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     documents = [encode(row["text" if format == "text" else "messages"]) for row in rows]
     if format == "text":
@@ -226,9 +230,10 @@ def test_heldout_batches_hold_the_file_in_order_and_end(format: Format, tmp_path
         np.testing.assert_array_equal(inputs, stream[:-1])
     targets = sum(int(batch.loss_mask.sum()) for batch in batches)
     assert targets == sum(sum(loss[: CONTEXT + 1]) for _, loss in documents)
-    again = heldout_batches(config, tmp_path, encode, CONTEXT, BATCH, max_tokens=10**6)
+    assert statistics.documents == statistics.records == len(rows)
+    again, _ = heldout_batches(config, tmp_path, encode, CONTEXT, BATCH, max_tokens=10**6)
     assert_same(again, batches)
-    first = heldout_batches(config, tmp_path, encode, CONTEXT, BATCH, max_tokens=1)
+    first, _ = heldout_batches(config, tmp_path, encode, CONTEXT, BATCH, max_tokens=1)
     assert_same(first, batches[:1])
 
 

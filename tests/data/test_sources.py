@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mobilemoe_mlx.data.sources import Format, Source, SourceConfig, read_records
+from mobilemoe_mlx.data.source_config import Format, SourceConfig
+from mobilemoe_mlx.data.sources import Source, read_records
+from mobilemoe_mlx.data.statistics import Reason
 from mobilemoe_mlx.errors import UserError
 
 TEXTS = [f"document number {i}" for i in range(53)]
@@ -155,12 +157,17 @@ def test_unusable_records_are_skipped_and_counted(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", rows)
     source = Source(config(files=["a.jsonl"]), tmp_path, 0)
     assert Counter(islice(source, 200)) == {"one": 100, "two": 100}
-    assert 3 * 99 <= source.skipped <= 3 * 100
+    assert set(source.statistics.skipped) == {Reason.EMPTY}
+    assert 3 * 99 <= source.statistics.skipped[Reason.EMPTY] <= 3 * 100
 
     tool_turn = [{"role": "tool", "content": "{}"}, *CONVERSATION]
     rows = [{"messages": m} for m in (tool_turn, CONVERSATION[:2], CONVERSATION)]
     write_jsonl(tmp_path / "chat.jsonl", rows)
-    assert list(read_records(config("chat", files=["chat.jsonl"]), tmp_path)) == [CONVERSATION]
+    assert list(read_records(config("chat", files=["chat.jsonl"]), tmp_path)) == [
+        Reason.TOOLS,
+        Reason.NO_ANSWER,
+        CONVERSATION,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +176,16 @@ def test_unusable_records_are_skipped_and_counted(tmp_path: Path) -> None:
         (None, {"files": ["no/*.jsonl"]}, "source 's': no file .*no"),
         ("", {"files": ["a.jsonl"]}, "source 's' is empty: .*a.jsonl"),
         ('{"text": ""}\n', {"files": ["a.jsonl"]}, "source 's' has no usable record"),
-        ('{"txt": "x"}\n', {"files": ["a.jsonl"]}, "source 's' has no field 'text'.*mean 'txt'"),
-        ("{broken\n", {"files": ["a.jsonl"]}, "source 's' cannot be read"),
+        (
+            '{"txt": "x"}\n',
+            {"files": ["a.jsonl"]},
+            r"source 's': line 1 of .*a\.jsonl has no field 'text'.*mean 'txt'",
+        ),
+        (
+            "{broken\n",
+            {"files": ["a.jsonl"]},
+            r"source 's': line 1 of .*a\.jsonl is not valid JSON",
+        ),
         ("x", {"files": ["a.csv"]}, "source 's': files must all be .jsonl.*not .csv"),
         (None, {"path": "./no-such-folder"}, "source 's' cannot be read"),
     ],

@@ -403,7 +403,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, recipe_path, tmp_pat
         (["tokenizer.path=''"], "names no tokenizer.*--init"),
         (["model.vocab_size=400"], "480 entries but model.vocab_size is 400"),
         (["data.context=128", "tokens=9999"], r"context \(128\) is beyond.*\(64\)"),
-        (["data.mixture=none.toml"], "cannot read the mixture .*none.toml"),
+        (["data.mixture=none.toml"], r"Cannot read .*none\.toml"),
         (["data.heldout=none.jsonl"], "none.jsonl"),
         (["micro_batch_size=3"], "micro_batch_size 3 does not divide"),
     ],

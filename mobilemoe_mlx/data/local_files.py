@@ -1,0 +1,177 @@
+"""A source's local files: which they are, and their records by number."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.data.json_lines import BadRecord, JsonLines
+from mobilemoe_mlx.data.records import Record, read_record
+from mobilemoe_mlx.data.source_config import SourceConfig
+from mobilemoe_mlx.data.statistics import Reason
+from mobilemoe_mlx.errors import UserError
+
+Identity = tuple[int, int]
+"""Device and number of a file: the same for every link to it."""
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """A source's files in order, each once, and what was left out, in sentences."""
+
+    paths: tuple[Path, ...]
+    notices: tuple[str, ...]
+
+
+class RecordFile(Protocol):
+    """A file of rows, read by number; `sha256` is of its content, in hexadecimal digits."""
+
+    path: Path
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def where(self, index: int) -> str:
+        """The row's place for messages."""
+        ...
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        """The row `index`, counted from 0; raises BadRecord."""
+        ...
+
+
+class TextFile:
+    """A file that is one document."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sha256 = files.sha256(path)
+
+    def __len__(self) -> int:
+        return 1
+
+    def where(self, index: int) -> str:
+        """The file's name."""
+        return str(self.path)
+
+    def read(self, index: int) -> dict[str, str]:
+        """{"text": the whole file}; raises BadRecord."""
+        try:
+            return {"text": files.read_text(self.path)}
+        except UserError as error:
+            raise BadRecord(str(error)) from None
+
+
+class LocalRecords:
+    """The records of a source's files, numbered through."""
+
+    def __init__(self, config: SourceConfig, parts: Iterable[RecordFile]) -> None:
+        self._config = config
+        self.files = tuple(parts)
+        self._ends = list(accumulate(len(part) for part in self.files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, index: int) -> Record | Reason:
+        """The record `index`, counted from 0, or why it has no content; raises BadRecord."""
+        number = bisect_right(self._ends, index)
+        file, inside = self.files[number], index - (self._ends[number - 1] if number else 0)
+        return read_record(file.read(inside), self._config, lambda: file.where(inside))
+
+    def scan(self) -> Iterator[Record | Reason | BadRecord]:
+        """Every record in order; a bad one is given as its error."""
+        for index in range(len(self)):
+            try:
+                yield self.read(index)
+            except BadRecord as error:
+                yield error
+
+
+def find_files(
+    config: SourceConfig, base_folder: Path | str | None, heldout: Iterable[Path] = ()
+) -> FoundFiles:
+    """The files that a source names, those of a pattern sorted; hidden ones are passed over.
+
+    A file that is named twice, by overlapping patterns or by links, is read once. One of `heldout`
+    is left out where a pattern caught it. Raises UserError for a name without a file, for a
+    held-out file that is named outright, and where nothing is left.
+    """
+    where = f"source '{config.name}'"
+    reserved = {identity(path) for path in heldout}
+    seen: dict[Identity, Path] = {}
+    excluded: dict[Identity, Path] = {}
+    notices = []
+    for pattern in config.files:
+        if base_folder is None and not files.user_path(pattern).is_absolute():
+            raise UserError(
+                f"{where} names local files ({pattern}) but no data folder is given: set "
+                "data.folder in the recipe"
+            )
+        folder = files.user_path(base_folder or "")
+        found = files.find(folder, pattern)
+        if not found:
+            raise UserError(f"{where}: {_nothing(folder / files.user_path(pattern))}")
+        for path in found:
+            key = identity(path)
+            if key in reserved and path == folder / files.user_path(pattern):
+                raise UserError(f"{where} trains on {path}, which is held out: name it once only")
+            if key in reserved:
+                excluded[key] = path
+            elif key in seen:
+                same = "is named twice" if seen[key] == path else f"is {seen[key]} again"
+                notices.append(f"{where}: {path} {same}; it is read once.")
+            else:
+                seen[key] = path
+    notices += [
+        f"{where}: {path} is held out, so it is not trained on." for path in excluded.values()
+    ]
+    if not seen:
+        raise UserError(f"{where} has no file left: {notices[-1]}")
+    return FoundFiles(tuple(seen.values()), tuple(dict.fromkeys(notices)))
+
+
+def identity(path: Path) -> Identity:
+    """What tells one file from another, whatever their names."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def open_files(config: SourceConfig, paths: Iterable[Path]) -> LocalRecords:
+    """The records of a source's files; raises UserError where they cannot be read or are none."""
+    paths = list(paths)
+    known = {".jsonl", ".parquet", ".txt"}
+    if strange := sorted({path.suffix for path in paths if path.suffix.lower() not in known}):
+        raise UserError(
+            f"source '{config.name}': files must all be .jsonl, .parquet or .txt, not "
+            f"{', '.join(suffix or 'without suffix' for suffix in strange)}"
+        )
+    records = LocalRecords(config, (_open(path, config) for path in paths))
+    if len(records) == 0:
+        raise UserError(f"source '{config.name}' is empty: {', '.join(map(str, paths))}")
+    return records
+
+
+def _open(path: Path, config: SourceConfig) -> RecordFile:
+    match path.suffix.lower():
+        case ".jsonl":
+            return JsonLines(path)
+        case ".txt":
+            return TextFile(path)
+    from mobilemoe_mlx.data.parquet import ParquetFile  # slow to import, for this one kind
+
+    try:
+        return ParquetFile(path, config.fields)
+    except UserError as error:
+        raise UserError(f"source '{config.name}' cannot be read: {error}") from None
+
+
+def _nothing(path: Path) -> str:
+    if path.is_dir():
+        return f"{path} is a folder: name its files, as in {path.name}/*.jsonl"
+    return f"no file {path}"

@@ -1,0 +1,138 @@
+"""A record's content: its text, or its conversation as messages with the roles we know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mobilemoe_mlx.data.chat import ROLES
+from mobilemoe_mlx.data.json_lines import BadRecord
+from mobilemoe_mlx.data.source_config import SourceConfig
+from mobilemoe_mlx.data.statistics import Reason
+from mobilemoe_mlx.errors import did_you_mean
+
+Messages = list[dict[str, str]]
+Record = str | Messages
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_TOOL_ROLES = {"tool", "function", "function_call", "function_response", "observation", "ipython"}
+_TEXT_PARTS = {"text", "input_text", "output_text"}  # the last two: OpenAI's responses
+
+
+def read_record(
+    row: Mapping[str, Any], config: SourceConfig, where: Callable[[], str]
+) -> Record | Reason:
+    """The row's text or conversation, or the reason why it has no content to learn from.
+
+    Roles are compared without regard to case. A content given as a list of text parts is joined.
+    Raises BadRecord, which begins with the record's place `where()`, for an absent field or one of
+    the wrong type.
+    """
+    try:
+        return _content(row, config)
+    except BadRecord as error:
+        raise BadRecord(f"{where()} {error}") from None
+
+
+def _content(row: Mapping[str, Any], config: SourceConfig) -> Record | Reason:
+    if config.prompt_field is not None and config.response_field is not None:
+        prompt = _text(row, config.prompt_field)
+        response = _text(row, config.response_field)
+        if not prompt.strip():
+            return Reason.EMPTY
+        if not response.strip():
+            return Reason.EMPTY_ANSWER
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    if config.conversations_field is not None:
+        return _conversation(row, config.conversations_field, "from", "value")
+    assert config.field is not None
+    if config.format == "chat":
+        return _conversation(row, config.field, "role", "content")
+    text = _text(row, config.field)
+    return text if text.strip() else Reason.EMPTY
+
+
+def _value(row: Mapping[str, Any], field: str) -> Any:
+    if field not in row:
+        raise BadRecord(
+            f"has no field '{field}'{did_you_mean(field, row)}; its fields are {', '.join(row)}"
+        )
+    return row[field]
+
+
+def _text(row: Mapping[str, Any], field: str) -> str:
+    value = _value(row, field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRecord(f"has a {_kind(value)} in '{field}', not a text")
+    return value
+
+
+def _conversation(
+    row: Mapping[str, Any], field: str, role_key: str, content_key: str
+) -> Messages | Reason:
+    turns = _value(row, field)
+    if turns is None:
+        return Reason.EMPTY
+    if not isinstance(turns, list):
+        raise BadRecord(f"has a {_kind(turns)} in '{field}', not a list of messages")
+    messages: Messages = []
+    for number, turn in enumerate(turns, start=1):
+        message = _message(turn, f"in '{field}', message {number}", role_key, content_key)
+        if isinstance(message, Reason):
+            return message
+        messages.append(message)
+    if not messages:
+        return Reason.EMPTY
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
+        return Reason.NO_ANSWER
+    return messages if any(answer.strip() for answer in answers) else Reason.EMPTY_ANSWER
+
+
+def _message(turn: Any, where: str, role_key: str, content_key: str) -> dict[str, str] | Reason:
+    if not isinstance(turn, Mapping):
+        raise BadRecord(f"has, {where}, a {_kind(turn)}, not an object")
+    role = turn.get(role_key)
+    if not isinstance(role, str):
+        raise BadRecord(f"has, {where}, no text '{role_key}'")
+    role = role.strip().lower()
+    if role_key == "from":
+        role = _SHAREGPT_ROLES.get(role, role)
+    if role in _TOOL_ROLES or turn.get("tool_calls") or turn.get("function_call"):
+        return Reason.TOOLS
+    if role not in ROLES:
+        return Reason.UNKNOWN_ROLE
+    if content_key not in turn:
+        raise BadRecord(f"has, {where}, no '{content_key}'")
+    content = turn[content_key]
+    if isinstance(content, list):
+        texts = [_part(part, where, content_key) for part in content]
+        if None in texts:
+            return Reason.NOT_TEXT
+        content = "".join(text for text in texts if text is not None)
+    elif content is None:
+        content = ""
+    elif not isinstance(content, str):
+        raise BadRecord(f"has, {where}, a {_kind(content)} as '{content_key}', not a text")
+    return {"role": role, "content": content}
+
+
+def _part(part: Any, where: str, content_key: str) -> str | None:
+    """The text of one part of a content; None for a part of another kind."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise BadRecord(f"has, {where}, a {_kind(part)} as a part of '{content_key}'")
+    text = part.get("text")
+    if part.get("type", "text") not in _TEXT_PARTS:
+        return None
+    if not isinstance(text, str):
+        raise BadRecord(f"has, {where}, a text part without 'text' in '{content_key}'")
+    return text
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "table", list: "list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "number" if isinstance(value, int | float) else "value")
