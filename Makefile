@@ -6,21 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-# MLX's Linux wheel links a slow reference BLAS. When OpenBLAS is on the machine it is preloaded:
-# float32 matrix products are then 20 to 40 times faster. Nothing depends on it.
-OPENBLAS = $(shell sh scripts/find-openblas)
-PRELOAD = $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS),)
-# MLX on the Linux CPU compiles fused operations with a C++ compiler; without one it can go on.
-COMPILE = $(shell command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || [ "$$(uname)" = Darwin ] || echo MLX_DISABLE_COMPILE=1)
-ENV = env $(PRELOAD) $(COMPILE)
-
 .PHONY: quickstart test lint format clean
 
 quickstart: $(VENV)/.installed
-	$(ENV) $(BIN)/mobilemoe quickstart --run $(RUN) --overwrite
+	$(BIN)/mobilemoe quickstart --run $(RUN) --overwrite
 
 test: lint
-	$(ENV) $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -36,7 +28,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	sh scripts/install-openblas
+	sh scripts/install-openblas $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[plot]'
 	touch $@
 

@@ -11,18 +11,17 @@ from jinja2.exceptions import TemplateError
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mobilemoe_mlx.chat_commands import HELP
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generate import (
-    GenerationOptions,
     Statistics,
     Step,
     check_unicode,
     stream,
     tokens_left,
 )
+from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.model import Model
-
-HELP = "/reset forgets the conversation, /exit (or end of input) leaves, Ctrl-C stops an answer."
 
 
 class Conversation:

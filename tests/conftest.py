@@ -8,13 +8,18 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlx.core as mx
+from mobilemoe_mlx import linux_cpu
+
+linux_cpu.prepare()  # before MLX is imported
+
+import mlx.core as mx  # noqa: E402
 
 # Tolerances are those of float32 on the CPU; what Metal computes is in test_macos.py. Set before
 # mlx-lm is imported, which makes its stream on the default device.
 mx.set_default_device(mx.cpu)
 
 import pytest  # noqa: E402
+from small_quickstart import make_quickstart  # noqa: E402
 from training_fixtures import write_family  # noqa: E402
 
 from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint  # noqa: E402
@@ -92,3 +97,11 @@ def datasets_cache(cache: Path) -> Iterator[None]:
 def recipe_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     """The recipe of a very small family, with its data (training_fixtures.py)."""
     return write_family(tmp_path_factory.mktemp("family"), tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def quickstart_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a small quickstart has run; do not write into it."""
+    home = tmp_path_factory.mktemp("home")
+    make_quickstart(home)
+    return home

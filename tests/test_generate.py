@@ -28,13 +28,13 @@ from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generate import (
-    GenerationOptions,
     Statistics,
     Step,
     StopStrings,
     encode_prompt,
     stream,
 )
+from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.model import Model
 
 ARGS = ModelArgs(

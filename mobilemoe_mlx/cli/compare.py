@@ -8,6 +8,14 @@ from pathlib import Path
 DTYPES = ("float32", "float16", "bfloat16")
 
 
+EXAMPLES = (
+    "mobilemoe compare runs/quickstart/training/qat/model",
+    'mobilemoe compare runs/quickstart/training/qat/model --prompt "import os" --output '
+    "runs/compare",
+    "mobilemoe compare runs/quickstart/training/sft/model --dtype bfloat16 --torch-dtype float32",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = "Exit status: 0 within the tolerance, 1 beyond it, 2 for a mistake in the call."

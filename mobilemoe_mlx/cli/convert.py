@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 
-from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES
-from mobilemoe_mlx.checkpoint.hub import resolve
-from mobilemoe_mlx.checkpoint.rewrite import convert
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+EXAMPLES = (
+    "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-mlx --to mlx",
+    "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-rounded --quantize",
+    "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-shards --shard-size 4MB "
+    "--json runs/convert.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,23 +35,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size",
         type=_bytes,
-        default=MAX_SHARD_BYTES,
         help="the most a file holds, like 500MB (default: 5GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
     parser.add_argument("--revision", help="branch, tag or commit of a repo")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES
+    from mobilemoe_mlx.checkpoint.hub import resolve
+    from mobilemoe_mlx.checkpoint.rewrite import convert
+
+    check_json(args.json)
     done = convert(
         resolve(args.source, args.revision),
         args.output,
         to=args.to,
         quantize=args.quantize,
-        max_shard_bytes=args.shard_size,
+        max_shard_bytes=args.shard_size or MAX_SHARD_BYTES,
         overwrite=args.overwrite,
     )
+    record = {
+        "output": args.output,
+        "layout": done.layout.value,
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+    }
+    write_json(args.json, record)
+    if prints_json(args.json):
+        return
     print(
         f"{args.output}: {done.tensors} tensors, {done.nbytes / 1e6:,.1f} MB, {done.layout.value}"
     )

@@ -17,6 +17,15 @@ from mobilemoe_mlx.export.coreml.options import TARGETS, ExportOptions, default_
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
 
 
+EXAMPLES = (
+    "mobilemoe export coreml runs/quickstart/training/qat/model runs/tiny.mlpackage",
+    "mobilemoe export coreml runs/quickstart/training/sft/model runs/tiny-rounded.mlpackage "
+    "--quantize --context 512",
+    "mobilemoe export coreml runs/quickstart/training/qat/model runs/tiny-custom.mlpackage "
+    "--moe custom-layer",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("format", choices=("coreml",), help="the form to export to")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
-from mobilemoe_mlx.checkpoint.load_save import load
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.generate import (
-    GenerationOptions,
-    Statistics,
-    encode_prompt,
-    stream,
-    tokens_left,
+from mobilemoe_mlx.generation_options import GenerationOptions
+
+EXAMPLES = (
+    'mobilemoe generate runs/quickstart/training/qat/model --prompt "import os"',
+    'mobilemoe generate runs/quickstart/training/qat/model --prompt "def " --temperature 0.7 '
+    "--top-k 40 --seed 1",
+    'mobilemoe generate runs/quickstart/training/qat/model --prompt "class A:" --max-tokens '
+    "40 --json runs/answer.json",
 )
 
 
@@ -27,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin"
     )
     add_generation_arguments(parser)
+    add_json_argument(parser)
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +98,10 @@ def generation_options(args: argparse.Namespace) -> GenerationOptions:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from mobilemoe_mlx.checkpoint.load_save import load
+    from mobilemoe_mlx.generate import Statistics, encode_prompt, stream, tokens_left
+
+    check_json(args.json)
     options = generation_options(args)
     if args.prompt is not None:
         text = args.prompt
@@ -112,15 +120,18 @@ def run(args: argparse.Namespace) -> None:
             f"tokens: at most {room} are generated, not {options.max_tokens}.",
             file=sys.stderr,
         )
-    last = ""
+    answer = ""
     for item in stream(model, tokenizer, prompt, options):
         if isinstance(item, Statistics):
-            if not last.endswith("\n"):
+            record = {"prompt": text, "answer": answer, **dataclasses.asdict(item)}
+            if not prints_json(args.json) and not answer.endswith("\n"):
                 print(flush=True)
+            write_json(args.json, record)
             print(item, file=sys.stderr)
         elif item.text:
-            last = item.text
-            print(last, end="", flush=True)
+            answer += item.text
+            if not prints_json(args.json):
+                print(item.text, end="", flush=True)
 
 
 def _read(path: str) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilemoe_mlx.accounting import Described, describe, describe_presets
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
 
 if TYPE_CHECKING:
+    from mobilemoe_mlx.accounting import Described
     from mobilemoe_mlx.export.coreml.package_info import FunctionInfo, ManifestInfo, PackageInfo
+
+
+EXAMPLES = (
+    "mobilemoe info",
+    "mobilemoe info S --context 2048",
+    "mobilemoe info runs/quickstart/MobileMoE-tiny.mlpackage --json runs/package.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,22 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="count attention and cache at this context (default: the longest the model takes)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_json(args.json)
     if args.model is not None and _is_package(args.model):
         _run_for_package(args)
         return
+    # Here, since it imports MLX.
+    from mobilemoe_mlx.accounting import describe, describe_presets
+
     if args.model is None:
         described = describe_presets(args.context)
     else:
         described = [describe(args.model, args.context)]
-    if args.json:
-        records = [d.to_dict() for d in described]
-        print(json.dumps(records if args.model is None else records[0], indent=2))
-    else:
+    records = [d.to_dict() for d in described]
+    write_json(args.json, records if args.model is None else records[0])
+    if not prints_json(args.json):
         print(_table(described))
 
 
@@ -60,7 +70,9 @@ def _run_for_package(args: argparse.Namespace) -> None:
     if args.context is not None:
         raise UserError("A package's context is fixed: ask without --context.")
     info = describe_package(args.model)
-    print(json.dumps(info.to_dict(), indent=2) if args.json else _package_text(info))
+    write_json(args.json, info.to_dict())
+    if not prints_json(args.json):
+        print(_package_text(info))
 
 
 def _table(described: list[Described]) -> str:

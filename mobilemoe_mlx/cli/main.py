@@ -4,74 +4,167 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
 
+from mobilemoe_mlx import linux_cpu
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
-# Command -> one line of help. The file of the same name in this folder has `add_arguments(parser)`
-# and `run(args) -> int | None`; it is imported only when its command is used.
-COMMANDS = {
-    "info": "sizes, bytes and FLOPs of a preset or checkpoint",
-    "generate": "continue a prompt",
-    "chat": "talk with an instruction-tuned checkpoint",
-    "train": "run training stages from a recipe",
-    "plot": "draw a run's loss curves and expert load",
-    "convert": "change a checkpoint's layout, without changing a bit of it",
-    "export": "write a Core ML package for iPhone and Mac, with its resources",
-    "verify": "prove that a package computes what its checkpoint does",
-    "tokenizer": "train a SentencePiece tokenizer",
-    "corpus": "build the standard-library corpus",
-    "compare": "compare MLX with PyTorch, layer by layer",
-    "quickstart": "train, quantise, run and export a tiny model, and report",
-}
 
+class Command(NamedTuple):
+    """What the list of commands says about one of them."""
+
+    summary: str
+    computes: bool  # with MLX, so that a slow BLAS matters
+
+
+# What people want -> the commands for it. The file of a command's name in this folder has
+# `EXAMPLES` (whole command lines, the most telling first), `add_arguments(parser)` and
+# `run(args) -> int | None`. Its imports are light, so that every help comes at once: MLX and all
+# that imports it are imported in `run`.
+GROUPS: dict[str, dict[str, Command]] = {
+    "Run a model": {
+        "generate": Command("continue a prompt", True),
+        "chat": Command("talk with an instruction-tuned checkpoint", True),
+        "convert": Command(
+            "change a checkpoint's layout without changing a bit, or round it", True
+        ),
+    },
+    "Train": {
+        "quickstart": Command("train, quantise, run and export a tiny model, and report", True),
+        "train": Command("run training stages from a recipe", True),
+        "plot": Command("draw a run's loss curves and expert load", False),
+        "tokenizer": Command("train a SentencePiece tokenizer", False),
+        "corpus": Command("build a corpus from this Python's standard library", False),
+    },
+    "Ship to a phone": {
+        "export": Command("write a Core ML package for iPhone and Mac, with its resources", True),
+        "verify": Command("prove that a package computes what its checkpoint does", True),
+    },
+    "Study": {
+        "info": Command(
+            "describe a size, a checkpoint, a package: parameters, bytes, FLOPs", False
+        ),
+        "compare": Command("compare MLX with PyTorch, layer by layer", True),
+    },
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 # What pathlib raises for `~nobody` and for links that lead to themselves.
 _PATH_ERRORS = ("Could not determine home directory", "Symlink loop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (2 for a user's mistake)."""
+    """Run one command; returns its exit status (1 where a check fails, 2 for a user's mistake)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="mobilemoe",
-        description="MobileMoE in MLX.",
-        epilog="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", help="one of those listed below; `mobilemoe COMMAND --help`")
-    if not argv or argv[0].startswith("-"):
-        parser.parse_args(argv or ["--help"])
-    name = argv[0]
     try:
-        if name not in COMMANDS:
-            raise UserError(f"There is no command '{name}'{did_you_mean(name, COMMANDS)}.")
-        module = importlib.import_module(f".{name}", __package__)
-        command = argparse.ArgumentParser(prog=f"mobilemoe {name}", description=COMMANDS[name])
-        module.add_arguments(command)
-        return module.run(command.parse_args(argv[1:])) or 0
+        status = _run(argv)
+        sys.stdout.flush()  # here, so that a full disk or a closed pipe is reported like any other
+        return status
     except UserError as error:
-        print(f"mobilemoe: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except KeyboardInterrupt:
         print("mobilemoe: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         return 141
     except UnicodeError as error:
-        print(f"mobilemoe: text that cannot be read or written: {error}", file=sys.stderr)
-        return 2
+        return _failed(f"text that cannot be read or written: {error}")
     except RuntimeError as error:
         if not str(error).startswith(_PATH_ERRORS):
             raise
-        print(f"mobilemoe: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except OSError as error:
+        _drop_output()
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"mobilemoe: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return _failed(f"{where}{error.strerror or error}")
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a command, whose help ends with the command's examples."""
+    module = _module(name)
+    parser = argparse.ArgumentParser(
+        prog=f"mobilemoe {name}",
+        description=COMMANDS[name].summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    _end_with_examples(parser, module.EXAMPLES)
+    return parser
+
+
+def overview() -> str:
+    """All commands, grouped by what people want, with an example of each."""
+    lines = [
+        "MobileMoE in MLX: run, train and export on-device mixtures of experts.",
+        "",
+        "usage: mobilemoe COMMAND ...        (mobilemoe COMMAND --help: its options and examples)",
+    ]
+    for title, commands in GROUPS.items():
+        lines += ["", title]
+        for name, command in commands.items():
+            lines += [f"  {name:<11} {command.summary}", f"{'':<14}{_module(name).EXAMPLES[0]}"]
+    lines += [
+        "",
+        "`mobilemoe quickstart` makes the model of the examples, in runs/quickstart. A published",
+        "model goes by its repository's name: facebook/MobileMoE-S-QAT.",
+    ]
+    return "\n".join(lines)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    name = argv[0]
+    if name == "--version":
+        print(f"mobilemoe-mlx {importlib.metadata.version('mobilemoe-mlx')}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(
+            f"There is no command '{name}'{did_you_mean(name, COMMANDS)}. "
+            "`mobilemoe --help` lists them."
+        )
+    args = command_parser(name).parse_args(argv[1:])
+    if COMMANDS[name].computes and (advice := linux_cpu.prepare()):
+        print(f"mobilemoe: {advice}", file=sys.stderr)
+    return _module(name).run(args) or 0
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f".{command}", __package__)
+
+
+def _end_with_examples(parser: argparse.ArgumentParser, examples: Sequence[str]) -> None:
+    """End the help of `parser` and of its sub-commands with those examples that are theirs."""
+    own = [line for line in examples if f"{line} ".startswith(f"{parser.prog} ")] or examples
+    lines = "\n".join(f"  {line}" for line in own)
+    parser.epilog = f"{parser.epilog}\n\n" if parser.epilog else ""
+    parser.epilog += f"examples:\n{lines}".replace("%", "%%")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                child.formatter_class = argparse.RawDescriptionHelpFormatter
+                _end_with_examples(child, examples)
+
+
+def _failed(message: str) -> int:
+    print(f"mobilemoe: {message}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """Where standard output takes no more text, let Python not try again while it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""`mobilemoe quickstart`."""
+"""`mobilemoe quickstart`: the main job end to end, at a tiny size."""
 
 from __future__ import annotations
 
 import argparse
 
+EXAMPLES = (
+    "mobilemoe quickstart",
+    "mobilemoe quickstart --run runs/short --overwrite --set tokens=60000",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--run", default="runs/quickstart", help="folder for everything it makes")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier quickstart")
     parser.add_argument(
@@ -19,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     from mobilemoe_mlx.quickstart.run import quickstart
 
     report = quickstart(args.run, overrides=args.overrides, overwrite=args.overwrite)

@@ -1,16 +1,22 @@
-"""`mobilemoe train RECIPE`."""
+"""`mobilemoe train RECIPE`: the stages of a recipe, or some of them."""
 
 from __future__ import annotations
 
 import argparse
 
-import mlx.core as mx
+from mobilemoe_mlx.train.recipe import STAGES
 
-from mobilemoe_mlx.train.recipe import STAGES, load_recipe
-from mobilemoe_mlx.train.run import train
+EXAMPLES = (
+    "mobilemoe train tiny --run runs/mine --set tokenizer.path=runs/quickstart/tokenizer "
+    "--set data.folder=runs/quickstart/corpus",
+    "mobilemoe train tiny --run runs/answers --stage sft --init "
+    "runs/quickstart/training/midtrain/model --set data.folder=runs/quickstart/corpus --set "
+    "tokens=50000",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("recipe", help="a recipe file, such as recipes/tiny.toml")
     parser.add_argument("--run", required=True, help="folder of the run: metrics, checkpoints")
     parser.add_argument(
@@ -34,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    import mlx.core as mx
+
+    from mobilemoe_mlx.train.recipe import load_recipe
+    from mobilemoe_mlx.train.run import train
+
     recipe = load_recipe(args.recipe, args.overrides, args.stage)
     folder = train(recipe, args.run, resume=args.resume, init=args.init, seed=args.seed)
     if mx.distributed.init().rank() == 0:

@@ -12,6 +12,14 @@ from mobilemoe_mlx.errors import UserError
 CASES = ("short", "long", "full", "chat", "routing")
 
 
+EXAMPLES = (
+    "mobilemoe verify runs/quickstart/MobileMoE-tiny.mlpackage --against "
+    "runs/quickstart/training/qat/model",
+    "mobilemoe verify runs/quickstart/MobileMoE-tiny.mlpackage --against "
+    "runs/quickstart/training/qat/model --case short --json runs/proof.json",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = "Exit status: 0 when everything holds, 1 when not, 2 for a mistake in the call."

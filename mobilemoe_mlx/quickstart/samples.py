@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mobilemoe_mlx.checkpoint import load_save
-from mobilemoe_mlx.generate import GenerationOptions, Statistics, Step, stream
+from mobilemoe_mlx.generate import Statistics, Step, stream
+from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.tokenizer import encode_text
 
 # Of the standard library; json is a held-out module, the others were seen in training.

@@ -19,6 +19,30 @@ def plot_run(run: Path | str, output: Path | str | None = None) -> list[Path]:
     """
     run = Path(run)
     output = Path(output) if output is not None else run
+    records = _read(run)
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = [_losses(records, output / "losses.png")]
+    if any("load" in row for rows in records.values() for row in rows):
+        pictures.append(_expert_load(records, output / "expert-load.png"))
+    return pictures
+
+
+def curves(run: Path | str) -> dict[str, Any]:
+    """The curves as numbers: stage -> [step, nats a token] of "loss" and of "heldout_loss".
+
+    Raises UserError when `run` holds no metrics.
+    """
+    return {
+        stage: {
+            name: [[row["step"], row[name]] for row in rows if name in row]
+            for name in ("loss", "heldout_loss")
+        }
+        for stage, rows in _read(Path(run)).items()
+    }
+
+
+def _read(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Stage -> the records of its metrics, for the stages that have begun."""
     records = {
         stage: read_metrics(path)
         for stage in STAGES
@@ -27,11 +51,7 @@ def plot_run(run: Path | str, output: Path | str | None = None) -> list[Path]:
     records = {stage: rows for stage, rows in records.items() if any("loss" in r for r in rows)}
     if not records:
         raise UserError(f"{run} holds no metrics of a training run (RUN/STAGE/metrics.jsonl).")
-    output.mkdir(parents=True, exist_ok=True)
-    pictures = [_losses(records, output / "losses.png")]
-    if any("load" in row for rows in records.values() for row in rows):
-        pictures.append(_expert_load(records, output / "expert-load.png"))
-    return pictures
+    return records
 
 
 def _pyplot() -> Any:

@@ -22,7 +22,8 @@ from mobilemoe_mlx.chat import Conversation
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.generate import GenerationOptions, Statistics, Step, stream
+from mobilemoe_mlx.generate import Statistics, Step, stream
+from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.tokenizer import load_tokenizer
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_quickstart import SMALL
 
 from mobilemoe_mlx import load
 from mobilemoe_mlx.errors import UserError
@@ -17,25 +18,10 @@ from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.train.data import open_heldout
 from mobilemoe_mlx.train.recipe import load_recipe
 
-SMALL = (
-    "model.num_hidden_layers=2",
-    "model.hidden_size=64",
-    "model.num_attention_heads=1",
-    "model.intermediate_size=32",
-    "model.intermediate_size_mlp=64",
-    "model.num_local_experts=8",
-    "model.vocab_size=512",
-    "optimizer.warmup_steps=1",
-    "data.context=64",
-    "data.heldout_tokens=1024",
-    "tokens=3000",
-)
-
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("quickstart") / "run"
-    return quickstart(run, overrides=SMALL, say=lambda _: None)
+def report(quickstart_home: Path) -> Path:
+    return quickstart_home / "runs" / "quickstart" / "report.md"
 
 
 def test_report_tells_everything(report: Path) -> None:

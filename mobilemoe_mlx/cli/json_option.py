@@ -1,0 +1,52 @@
+"""The option `--json`, the same in every command that prints figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.errors import UserError
+
+_STDOUT = "-"
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--json [FILE]`; the command calls `check_json` first and `write_json` last."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=_STDOUT,
+        metavar="FILE",
+        help="write the figures to FILE as JSON as well; without FILE, or with -, print JSON in "
+        "place of the text",
+    )
+
+
+def check_json(option: str | None) -> None:
+    """Before the work starts: raises UserError unless the file of `--json` can be written."""
+    if option is None or option == _STDOUT:
+        return
+    path = Path(option).expanduser().absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--json {option}: not a file in a folder that exists.")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--json {option}: the folder {path.parent} may not be written to.")
+
+
+def prints_json(option: str | None) -> bool:
+    """Whether JSON takes the place of the text on standard output."""
+    return option == _STDOUT
+
+
+def write_json(option: str | None, record: Any) -> None:
+    """Write `record` (plain JSON values) where `--json` says, whole or not at all."""
+    text = json.dumps(record, indent=2) + "\n"
+    if option == _STDOUT:
+        sys.stdout.write(text)
+    elif option is not None:
+        files.write(Path(option).expanduser(), text.encode())
