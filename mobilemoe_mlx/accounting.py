@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.checkpoint.layouts import layout_of
 from mobilemoe_mlx.checkpoint.tensor_file import read_header
@@ -124,13 +125,13 @@ def describe(name: str, context: int | None = None) -> Described:
     A preset's name comes first; `./S` is the folder. Raises UserError for a name that is none of
     these, a config.json that cannot be had, or a context as in `account`.
     """
-    folder = Path(name).expanduser()
-    files = None
+    folder = files.user_path(name)
+    weights = None
     if name in PRESETS:
         args = PRESETS[name]
     elif folder.is_dir():
         args = ModelArgs.from_dict(read_config(folder))
-        files = _files(folder)
+        weights = _files(folder)
     elif name.count("/") == 1 and not folder.parent.is_dir():
         args = ModelArgs.from_dict(read_config(hub.resolve(name, config_only=True)))
     else:
@@ -138,7 +139,7 @@ def describe(name: str, context: int | None = None) -> Described:
             f"There is no preset and no folder {name}{did_you_mean(name, PRESETS)}. "
             f"Presets: {', '.join(PRESETS)}."
         )
-    return Described(name, args, account(args, context), files)
+    return Described(name, args, account(args, context), weights)
 
 
 def describe_presets(context: int | None = None) -> list[Described]:

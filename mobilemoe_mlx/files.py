@@ -38,6 +38,18 @@ def user_path(text: str | Path) -> Path:
         return Path(text)
 
 
+def resolved(text: str | Path) -> Path:
+    """`user_path(text)` made absolute, its links followed; it need not exist.
+
+    Raises UserError for a text that cannot be a path, and for a link that leads to itself.
+    """
+    path = user_path(text)
+    try:
+        return path.resolve()
+    except RuntimeError:  # of Python before 3.13
+        raise UserError(f"{path} is a link that leads to itself.") from None
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file's text without its byte-order mark, line ends as "\\n".
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _is_package(model: str) -> bool:
-    path = Path(model).expanduser()
+    path = files.user_path(model)
     return path.suffix == ".mlpackage" or (path / "Manifest.json").is_file()
 
 

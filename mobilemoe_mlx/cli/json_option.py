@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import files
@@ -31,7 +30,7 @@ def check_json(option: str | None) -> None:
     """Before the work starts: raises UserError unless the file of `--json` can be written."""
     if option is None or option == _STDOUT:
         return
-    path = Path(option).expanduser().absolute()
+    path = files.user_path(option).absolute()
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--json {option}: not a file in a folder that exists.")
     if not os.access(path.parent, os.W_OK):
@@ -45,8 +44,7 @@ def prints_json(option: str | None) -> bool:
 
 def write_json(option: str | None, record: Any) -> None:
     """Write `record` (plain JSON values) where `--json` says, whole or not at all."""
-    text = json.dumps(record, indent=2) + "\n"
     if option == _STDOUT:
-        sys.stdout.write(text)
+        sys.stdout.write(json.dumps(record, indent=2) + "\n")
     elif option is not None:
-        files.write(Path(option).expanduser(), text.encode())
+        files.write_json(files.user_path(option), record)

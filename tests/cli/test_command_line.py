@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import pytest
 
 import mobilemoe_mlx
 from mobilemoe_mlx.cli.main import COMMANDS, main
+
+# For processes of their own: this checkout.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mobilemoe_mlx.__file__).parents[1])}
+COMMAND = [sys.executable, "-m", "mobilemoe_mlx.cli.main"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -35,11 +40,22 @@ def test_user_errors_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Traceback" not in error
 
 
-def test_bare_command_prints_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([])
-    out = capsys.readouterr().out
-    assert all(command in out for command in COMMANDS)
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_bare_command_prints_the_list(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for command, (summary, _) in COMMANDS.items():
+        place = lines.index(f"  {command:<11} {summary}")
+        assert lines[place + 1].strip().startswith(f"mobilemoe {command}")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert (
+        capsys.readouterr().out == f"mobilemoe-mlx {importlib.metadata.version('mobilemoe-mlx')}\n"
+    )
 
 
 def test_errors_of_the_system_name_the_file(
@@ -56,11 +72,17 @@ def test_errors_of_the_system_name_the_file(
 
 
 def test_a_closed_pipe_is_not_an_error() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(mobilemoe_mlx.__file__).parents[1])}
     code = (
         "import sys; from mobilemoe_mlx.cli import info, main\n"
         "def run(args): raise BrokenPipeError(32, 'Broken pipe')\n"
         "info.run = run; sys.exit(main.main(['info']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND], stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (2, b"mobilemoe: No space left on device\n")

@@ -13,9 +13,7 @@ from small_quickstart import SMALL
 from mobilemoe_mlx.cli import main as command_line
 from mobilemoe_mlx.cli.main import COMMANDS, command_parser, main
 
-EXAMPLES = [
-    example for command in COMMANDS for example in command_line._module(command).EXAMPLES
-]
+EXAMPLES = [example for command in COMMANDS for example in command_line._module(command).EXAMPLES]
 # Minutes of training, and ten seconds of rendering the whole library: tests of their own run these.
 SLOW = ("mobilemoe quickstart", "mobilemoe corpus")
 
