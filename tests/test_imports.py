@@ -18,7 +18,7 @@ NAME = PACKAGE.name
 # above, and no two rooms import each other.
 ROWS = (
     ("errors", "files", "tables", "linux_cpu", "memory"),
-    ("config", "tokenizer_config", "generation_options", "chat_commands"),
+    ("config", "config_spelling", "tokenizer_config", "generation_options", "chat_commands"),
     ("int4", "experts", "tensor_names", "model", "quantized"),
     ("tokenizer", "checkpoint", "accounting", "numerics"),
     ("data", "generate", "chat", "mil"),
@@ -82,6 +82,7 @@ def all_imports() -> Iterator[tuple[str, str]]:
 
 
 def test_every_room_has_its_place() -> None:
+    """A new room goes into ROWS, and into CONTRIBUTING.md."""
     assert {room(module) for module in TREES} - {""} == set(ROW_OF)
 
 
@@ -89,7 +90,7 @@ def test_imports_run_one_way() -> None:
     wrong = [
         f"{module} imports {other}"
         for module, other in all_imports()
-        if ROW_OF[room(other)] > ROW_OF[room(module)]
+        if ROW_OF.get(room(other), 0) > ROW_OF.get(room(module), len(ROWS))
     ]
     assert not wrong
 
