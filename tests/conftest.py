@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from mobilemoe_mlx import linux_cpu
+from mobilemoe_mlx import mlx_on_linux
 
-linux_cpu.prepare()  # before MLX is imported
+mlx_on_linux.prepare()  # before MLX is imported
 
 import mlx.core as mx  # noqa: E402
 

@@ -167,7 +167,7 @@ def mobilemoe(*arguments: Path | str, first: str = "") -> list[str]:
         first = f"import mlx.core as mx\nmx.set_default_device(mx.cpu)\n{first}"
     entry = ["-m", "mobilemoe_mlx.cli.main"]
     if first:
-        first = f"from mobilemoe_mlx import linux_cpu\nlinux_cpu.prepare()\n{first}"
+        first = f"from mobilemoe_mlx import mlx_on_linux\nmlx_on_linux.prepare()\n{first}"
         start = "import sys\nfrom mobilemoe_mlx.cli.main import main\nsys.exit(main(sys.argv[1:]))"
         entry = ["-c", f"{first}\n{start}"]
     return [sys.executable, *entry, *map(str, arguments)]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from mobilemoe_mlx import linux_cpu
+from mobilemoe_mlx import mlx_on_linux
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
 
@@ -131,7 +131,7 @@ def _run(argv: list[str]) -> int:
             "`mobilemoe --help` lists them."
         )
     args = command_parser(name).parse_args(argv[1:])
-    if COMMANDS[name].computes and (advice := linux_cpu.prepare()):
+    if COMMANDS[name].computes and (advice := mlx_on_linux.prepare()):
         print(f"mobilemoe: {advice}", file=sys.stderr)
     return _module(name).run(args) or 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mobilemoe_mlx
-from mobilemoe_mlx import linux_cpu
+from mobilemoe_mlx import mlx_on_linux
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="concerns Linux alone")
 
@@ -30,7 +30,7 @@ def run(code: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def openblas() -> None:
-    if not linux_cpu.load_openblas():
+    if not mlx_on_linux.load_openblas():
         pytest.skip("OpenBLAS is not installed")
 
 
@@ -38,7 +38,7 @@ def openblas() -> None:
 def test_mlx_multiplies_with_openblas() -> None:
     """The symbol that MLX's library calls is OpenBLAS's, not the one that its wheel brings."""
     code = (
-        "import ctypes; from mobilemoe_mlx import linux_cpu; assert linux_cpu.prepare() is None\n"
+        "import ctypes; from mobilemoe_mlx import mlx_on_linux; assert mlx_on_linux.prepare() is None\n"
         "import mlx.core\n"
         "address = ctypes.cast(ctypes.CDLL(None).cblas_sgemm, ctypes.c_void_p).value\n"
         "for line in open('/proc/self/maps'):\n"
@@ -59,7 +59,7 @@ def test_the_command_loads_it_and_the_library_does_not() -> None:
 
 
 def test_what_is_missing_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from mobilemoe_mlx import linux_cpu; linux_cpu._OPENBLAS = ('libabsent.so',)\n"
+    code = "from mobilemoe_mlx import mlx_on_linux; mlx_on_linux._OPENBLAS = ('libabsent.so',)\n"
     code += "from mobilemoe_mlx.cli import info, main\ninfo.run = lambda args: print('done')\n"
     code += "main.COMMANDS['info'] = main.Command('', {})\nmain.main(['info'])"
     done = run(code.format(True))
@@ -74,7 +74,7 @@ def test_a_preloaded_blas_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     monkeypatch.setenv("LD_PRELOAD", "/opt/lib/libblas.so.3")
-    assert linux_cpu.load_openblas()
+    assert mlx_on_linux.load_openblas()
 
 
 @pytest.mark.parametrize("compiler", [True, False])
@@ -83,11 +83,11 @@ def test_without_a_compiler_mlx_is_told(monkeypatch: pytest.MonkeyPatch, compile
     monkeypatch.delitem(sys.modules, "mlx.core")
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "")  # so that it is put back afterwards
     monkeypatch.delenv("MLX_DISABLE_COMPILE")
-    linux_cpu.prepare()
+    mlx_on_linux.prepare()
     assert ("MLX_DISABLE_COMPILE" in os.environ) is not compiler
 
 
 def test_nothing_happens_once_mlx_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlx.core", sys)
-    monkeypatch.setattr(linux_cpu, "_OPENBLAS", ("libabsent.so",))
-    assert linux_cpu.prepare() is None
+    monkeypatch.setattr(mlx_on_linux, "_OPENBLAS", ("libabsent.so",))
+    assert mlx_on_linux.prepare() is None

@@ -1,7 +1,7 @@
 """What MLX needs from a Linux machine to run well on its CPU: OpenBLAS and a C++ compiler.
 
 Imports nothing but the standard library, so that it can run before MLX is imported, and as a
-script (`python mobilemoe_mlx/linux_cpu.py`) before anything is installed.
+script (`python mobilemoe_mlx/mlx_on_linux.py`) before anything is installed.
 """
 
 from __future__ import annotations
