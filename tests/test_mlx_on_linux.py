@@ -38,8 +38,8 @@ def openblas() -> None:
 def test_mlx_multiplies_with_openblas() -> None:
     """The symbol that MLX's library calls is OpenBLAS's, not the one that its wheel brings."""
     code = (
-        "import ctypes; from mobilemoe_mlx import mlx_on_linux; assert mlx_on_linux.prepare() is None\n"
-        "import mlx.core\n"
+        "from mobilemoe_mlx import mlx_on_linux\nassert mlx_on_linux.prepare() is None\n"
+        "import ctypes, mlx.core\n"
         "address = ctypes.cast(ctypes.CDLL(None).cblas_sgemm, ctypes.c_void_p).value\n"
         "for line in open('/proc/self/maps'):\n"
         "    begin, end = (int(x, 16) for x in line.split()[0].split('-'))\n"
@@ -80,7 +80,7 @@ def test_a_preloaded_blas_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("compiler", [True, False])
 def test_without_a_compiler_mlx_is_told(monkeypatch: pytest.MonkeyPatch, compiler: bool) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
-    monkeypatch.delitem(sys.modules, "mlx.core")
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "")  # so that it is put back afterwards
     monkeypatch.delenv("MLX_DISABLE_COMPILE")
     mlx_on_linux.prepare()
