@@ -30,7 +30,7 @@ import numpy as np
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.package_info import PackageInfo, describe_package
-from mobilemoe_mlx.verify.session import plan
+from mobilemoe_mlx.verify.calls import plan
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")  # names of coremltools.ComputeUnit
 

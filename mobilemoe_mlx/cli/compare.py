@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     from mobilemoe_mlx.checkpoint.hub import resolve
-    from mobilemoe_mlx.compare.report import compare_checkpoint
+    from mobilemoe_mlx.compare.comparison import compare_checkpoint
 
     report = compare_checkpoint(
         resolve(args.checkpoint),

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from mobilemoe_mlx.compare.report import ComparisonReport
+    from mobilemoe_mlx.compare.comparison import Comparison
 
 _FLOOR = 1e-9  # where an error of zero is drawn on the logarithmic axis
 
 
-def draw(report: ComparisonReport) -> bytes:
+def draw(report: Comparison) -> bytes:
     """Return `report` as a PNG: errors above (log scale), agreement of selected experts below."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))

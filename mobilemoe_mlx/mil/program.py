@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coremltools.proto import FeatureTypes_pb2, MIL_pb2
+from coremltools.proto import MIL_pb2
 
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.mil.model_file import (
-    UnknownContent,
-    model_file,
-    only,
-    read_spec,
-    refuse_unknown_fields,
-)
 from mobilemoe_mlx.mil.weight_file import WeightFile, unpack_nibbles
+from mobilemoe_mlx.mlpackage.features import read_features
+from mobilemoe_mlx.mlpackage.model_file import model_file, read_spec
+from mobilemoe_mlx.mlpackage.strict import UnknownContent, only, refuse_unknown_fields
 
 _WEIGHTS_NAME = "@model_path/weights/weight.bin"  # as the program calls it
 
@@ -50,9 +46,6 @@ _MAX_RANK = 5  # of any tensor, by coremltools' own check of programs
 _SIGNATURE_FIELDS = ("input", "output", "state")
 
 _MIL_TYPES = {number: name.lower() for name, number in MIL_pb2.DataType.items()}
-_FEATURE_TYPES = {
-    number: name.lower() for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()
-}
 
 
 @dataclass(frozen=True)
@@ -347,19 +340,11 @@ def _apart(names: Sequence[str], where: str) -> None:
 
 
 def _signature(proto: Any) -> Signature:
-    _apart([f.name for field in _SIGNATURE_FIELDS for f in getattr(proto, field)], "a function")
+    found = {f: read_features(getattr(proto, f), fixed=True) for f in _SIGNATURE_FIELDS}
+    _apart([name for features in found.values() for name in features], "a function")
     return Signature(
-        *({f.name: _feature(f) for f in getattr(proto, field)} for field in _SIGNATURE_FIELDS)
+        *({n: TensorType(f.dtype, f.shape) for n, f in x.items()} for x in found.values())
     )
-
-
-def _feature(proto: Any) -> TensorType:
-    only(proto.type, f"'{proto.name}'", "multiArrayType", "stateType")
-    is_state = proto.type.WhichOneof("Type") == "stateType"
-    array = proto.type.stateType.arrayType if is_state else proto.type.multiArrayType
-    only(array, f"'{proto.name}'", "shape", "dataType")
-    dtype = _FEATURE_TYPES.get(array.dataType, str(array.dataType))
-    return TensorType(dtype, tuple(array.shape))
 
 
 def _compare(functions: Mapping[str, Function], signatures: Mapping[str, Signature]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,6 +83,21 @@ def _compare_layer(
         score_error=float(score_error.max()) if same_so_far.any() else None,
     )
     return comparison, differing
+
+
+class PredictionComparison(NamedTuple):
+    """The next tokens that two programs predict, over all rows of their logits."""
+
+    top1_agreement: float  # share of rows whose most likely token is the same
+    kl_mean: float  # KL(reference || measured), nats per token
+    kl_max: float
+
+
+def compare_predictions(measured: np.ndarray, reference: np.ndarray) -> PredictionComparison:
+    """Compare two arrays of logits [rows, vocabulary] as distributions of the next token."""
+    kl = [kl_divergence(r, m) for r, m in zip(reference, measured, strict=True)]
+    same_top1 = measured.argmax(-1) == reference.argmax(-1)
+    return PredictionComparison(float(same_top1.mean()), float(np.mean(kl)), float(np.max(kl)))
 
 
 def kl_divergence(reference: np.ndarray, measured: np.ndarray) -> float:

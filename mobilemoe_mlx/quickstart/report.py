@@ -17,7 +17,7 @@ from mobilemoe_mlx.export.coreml.package import Exported
 from mobilemoe_mlx.quickstart.samples import Sample
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe
-from mobilemoe_mlx.verify.report import VerifyReport
+from mobilemoe_mlx.verify.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Results:
     unigram: dict[str, float]  # stage -> nats a target
     samples: list[Sample]
     exported: Exported
-    verified: VerifyReport
+    verified: Verdict
     seconds: dict[str, float]  # step -> wall time
 
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.measures import TensorError
-from mobilemoe_mlx.numerics.tolerance import GREEDY_GAP, Limit, limit
-from mobilemoe_mlx.verify.session import Session, plan
+from mobilemoe_mlx.numerics.tolerance import GREEDY_GAP, Arithmetic, Limit, limit
+from mobilemoe_mlx.verify.calls import plan
+from mobilemoe_mlx.verify.session import Session
 
 
 @dataclass(frozen=True)
-class GreedyReport:
+class GreedyCheck:
     """Tokens of both up to their first difference."""
 
     prompt: int  # tokens
@@ -35,8 +36,8 @@ class GreedyReport:
 
 
 def compare_greedy(
-    session: Session, model: Model, prompt: Sequence[int], count: int, arithmetic: str
-) -> GreedyReport:
+    session: Session, model: Model, prompt: Sequence[int], count: int, arithmetic: Arithmetic
+) -> GreedyCheck:
     """Continue `prompt` by up to `count` most likely tokens, fewer at the end of the context."""
     count = min(count, session.context - len(prompt))
     session.reset()
@@ -60,7 +61,7 @@ def compare_greedy(
         if position + 1 < len(prompt) + count:
             mine = session.feed(generated[-1:], position, True).logits
             theirs = model(mx.array([generated[-1:]]), cache)[0, -1]
-    return GreedyReport(
+    return GreedyCheck(
         prompt=len(prompt),
         generated=tuple(generated),
         expected=tuple(expected),

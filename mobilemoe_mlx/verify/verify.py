@@ -19,11 +19,13 @@ from mobilemoe_mlx.export.int4_source import open_source
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
-from mobilemoe_mlx.verify.cases import CASES, run_case
-from mobilemoe_mlx.verify.files import check_files
+from mobilemoe_mlx.verify.cases import CASES
+from mobilemoe_mlx.verify.coreml.open_package import open_package
 from mobilemoe_mlx.verify.greedy import compare_greedy
-from mobilemoe_mlx.verify.report import VerifyReport
-from mobilemoe_mlx.verify.saved_package import SavedPackage, open_saved
+from mobilemoe_mlx.verify.listed_files import check_files
+from mobilemoe_mlx.verify.run_case import run_case
+from mobilemoe_mlx.verify.saved_export import SavedExport
+from mobilemoe_mlx.verify.verdict import Verdict
 
 PROMPT = "Once upon a time"
 _RANDOM_PROMPT = 12  # tokens, for a checkpoint without a tokenizer
@@ -38,7 +40,7 @@ def verify_package(
     greedy_tokens: int = 24,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
-) -> VerifyReport:
+) -> Verdict:
     """Check files, weights, logits and greedy text of a saved package against a checkpoint folder.
 
     The package is read from disk and evaluated in numpy, in float32 throughout and with its
@@ -54,7 +56,7 @@ def verify_package(
     if seed < 0 or greedy_tokens < 0:
         raise UserError("The seed and the number of greedy tokens must be 0 or more.")
     path = Path(package).expanduser().resolve()
-    saved = open_saved(path)
+    saved = open_package(path)
     folder = Path(against)
     checkpoint = open_source(folder, quantize=open_checkpoint(folder).layout is Layout.FLOAT)
     check_agreement(checkpoint.config, checkpoint.args)
@@ -88,7 +90,7 @@ def verify_package(
         if arithmetic == "float32" and greedy_tokens:
             say("greedy text")
             greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
-    return VerifyReport(
+    return Verdict(
         package=path.name,
         checkpoint=folder.name,
         form=saved.form,
@@ -100,7 +102,7 @@ def verify_package(
     )
 
 
-def _check_same_model(saved: SavedPackage, checkpoint: Checkpoint) -> None:
+def _check_same_model(saved: SavedExport, checkpoint: Checkpoint) -> None:
     if (config := saved.user_defined.get("config")) is None:
         raise UserError(f"{saved.path} does not say which model it is: it is no export of ours.")
     try:

@@ -19,9 +19,7 @@ from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx.checkpoint.rewrite import convert  # noqa: E402
 from mobilemoe_mlx.cli.main import main  # noqa: E402
-from mobilemoe_mlx.compare.report import (  # noqa: E402
-    TOLERANCES,
-    Tolerance,
+from mobilemoe_mlx.compare.comparison import (  # noqa: E402
     compare_checkpoint,
     compare_traces,
 )
@@ -31,6 +29,7 @@ from mobilemoe_mlx.compare.trace import trace_torch  # noqa: E402
 from mobilemoe_mlx.errors import UserError  # noqa: E402
 from mobilemoe_mlx.model import Model  # noqa: E402
 from mobilemoe_mlx.numerics.measures import TensorError  # noqa: E402
+from mobilemoe_mlx.numerics.tolerance import COMPARE_LIMITS, Limit  # noqa: E402
 from mobilemoe_mlx.numerics.values import LayerValues, Trace, trace_mlx  # noqa: E402
 
 ARGS = small_args()
@@ -117,7 +116,7 @@ def test_flips_are_counted_with_their_margin():
         reference,
         checkpoint="x",
         dtypes=("float32", "float32"),
-        tolerance=Tolerance("max", 0.0),
+        tolerance=Limit("max", 0.0),
     )
     layer, again = result.layers
     assert layer.tokens_differing == layer.first_flips == 1
@@ -140,7 +139,7 @@ def test_divergence_and_top1_match_torch():
         trace(scores, reference),
         checkpoint="x",
         dtypes=("float32", "float32"),
-        tolerance=Tolerance("max", 1.0),
+        tolerance=Limit("max", 1.0),
     )
     p, q = (torch.tensor(x).log_softmax(-1) for x in (reference, measured))
     kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
@@ -168,7 +167,7 @@ def test_half_precision_stays_within_its_tolerance(
 ):
     result = compare_checkpoint(folders[layout], dtype=dtype, torch_dtype=torch_dtype)
     assert result.passed
-    assert result.tolerance == TOLERANCES[dtype]
+    assert result.tolerance == COMPARE_LIMITS[dtype]
     assert result.logits.max > 1e-5  # it did run in another type
 
 
@@ -183,7 +182,7 @@ def test_a_wrong_layer_is_found_where_it_is(folders: dict[str, Path]):
         reference,
         checkpoint="x",
         dtypes=("float32", "float32"),
-        tolerance=TOLERANCES["float32"],
+        tolerance=COMPARE_LIMITS["float32"],
     )
     assert not result.passed
     assert result.layers[0].hidden.max < 1e-5
@@ -200,7 +199,7 @@ def test_not_a_number_does_not_pass(folders: dict[str, Path]):
             reference,
             checkpoint="x",
             dtypes=("float32", "float32"),
-            tolerance=Tolerance("max", 1.0),
+            tolerance=Limit("max", 1.0),
         )
         assert not result.passed
 

@@ -18,7 +18,7 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.verify.cases import CASES
-from mobilemoe_mlx.verify.report import VerifyReport
+from mobilemoe_mlx.verify.verdict import Verdict
 from mobilemoe_mlx.verify.verify import verify_package
 
 # A context that is no multiple of the block: the last block has to start earlier.
@@ -33,11 +33,11 @@ def good(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(good: Path, int4_folder: Path) -> VerifyReport:
+def report(good: Path, int4_folder: Path) -> Verdict:
     return verify_package(good, int4_folder)
 
 
-def test_a_good_package_passes(report: VerifyReport) -> None:
+def test_a_good_package_passes(report: Verdict) -> None:
     assert report.passed
     assert "proved" in report.text()
     assert report.files.checked > 5
@@ -50,14 +50,14 @@ def test_a_good_package_passes(report: VerifyReport) -> None:
     ]
 
 
-def test_float32_arithmetic_leaves_nothing_to_hide_behind(report: VerifyReport) -> None:
+def test_float32_arithmetic_leaves_nothing_to_hide_behind(report: Verdict) -> None:
     for case in report.cases:
         error = case.logits.max
         # The two arithmetics are told apart: rounding shows in one and not in the other.
         assert error < 1e-5 if case.arithmetic == "float32" else error > 1e-5
 
 
-def test_prompts_and_decoding_reach_the_end_of_the_context(report: VerifyReport) -> None:
+def test_prompts_and_decoding_reach_the_end_of_the_context(report: Verdict) -> None:
     full = [case for case in report.cases if case.case == "full"]
     assert all(case.tokens == OPTIONS.context for case in full)
     assert all(case.decoded == 4 for case in full)
@@ -67,7 +67,7 @@ def test_prompts_and_decoding_reach_the_end_of_the_context(report: VerifyReport)
     assert short.tokens - short.decoded < block < 2 * block < long.tokens - long.decoded
 
 
-def test_greedy_text_is_the_same(report: VerifyReport) -> None:
+def test_greedy_text_is_the_same(report: Verdict) -> None:
     assert report.greedy is not None
     assert report.greedy.generated == report.greedy.expected
     assert len(report.greedy.generated) == 24

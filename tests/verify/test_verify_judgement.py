@@ -8,9 +8,10 @@ import pytest
 from mobilemoe_mlx.numerics.measures import TensorError
 from mobilemoe_mlx.numerics.tolerance import FLOAT16_ROUNDING, limit
 from mobilemoe_mlx.numerics.values import LayerValues, Trace
-from mobilemoe_mlx.verify.cases import Case, CaseReport, compare_case
-from mobilemoe_mlx.verify.greedy import GreedyReport
-from mobilemoe_mlx.verify.session import Call, chat_plan, plan
+from mobilemoe_mlx.verify.calls import Call, chat_plan, plan
+from mobilemoe_mlx.verify.cases import Case
+from mobilemoe_mlx.verify.greedy import GreedyCheck
+from mobilemoe_mlx.verify.judgement import CaseJudgement, judge
 
 
 def test_layers_are_judged_where_logits_do_not_show() -> None:
@@ -27,9 +28,9 @@ def test_layers_are_judged_where_logits_do_not_show() -> None:
     ):
         case = Case("short", [0] * 8, 4)
         measured = Trace([wrong], logits)
-        report = compare_case(case, measured, reference, [7], "float32")
+        report = judge(case, measured, reference, [7], "float32")
         assert report.judged == 0 and not report.passed
-        assert compare_case(case, reference, reference, [7], "float32").passed
+        assert judge(case, reference, reference, [7], "float32").passed
 
 
 # -- greedy text -------------------------------------------------------------------------------
@@ -39,14 +40,14 @@ def test_layers_are_judged_where_logits_do_not_show() -> None:
 def test_greedy_texts_part_at_near_ties_only(gap: float, passes: bool) -> None:
     """One wrong logit of 128,256 does not show in their mean error."""
     error = TensorError(max=1e-3, mean=1e-4, cosine=1.0)
-    report = GreedyReport(4, (1, 2), (1, 3), error, gap, limit("declared", 20))
+    report = GreedyCheck(4, (1, 2), (1, 3), error, gap, limit("declared", 20))
     assert report.passed == passes
 
 
 # -- differences in routing --------------------------------------------------------------------
 
 
-def routed_otherwise(gap: float, later_error: float) -> CaseReport:
+def routed_otherwise(gap: float, later_error: float) -> CaseJudgement:
     """Of 8 tokens the fourth takes another second expert, by a gap of `gap` in its score.
 
     The logits of the tokens after it differ by `later_error`.
@@ -62,7 +63,7 @@ def routed_otherwise(gap: float, later_error: float) -> CaseReport:
     reference = Trace([LayerValues(hidden, scores, experts)], logits)
     measured = Trace([LayerValues(hidden, scores, other_experts)], other_logits)
     case = Case("short", [0] * 8, 4)
-    return compare_case(case, measured, reference, list(range(8)), "float32")
+    return judge(case, measured, reference, list(range(8)), "float32")
 
 
 def test_a_near_tie_may_fall_otherwise() -> None:

@@ -14,8 +14,8 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml import moe_lowering
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
-from mobilemoe_mlx.verify.cases import CaseReport
-from mobilemoe_mlx.verify.report import VerifyReport
+from mobilemoe_mlx.verify.judgement import CaseJudgement
+from mobilemoe_mlx.verify.verdict import Verdict
 from mobilemoe_mlx.verify.verify import verify_package
 
 OPTIONS = ExportOptions(context=53, prefill_block=16)
@@ -122,7 +122,7 @@ IN_WEIGHTS_ONLY = [one_expert_scale, one_expert_nibble]
 IN_PROGRAM = [swapped_in_decode, swapped_in_prefill, lowest_scores_first]
 
 
-def float32_case(report: VerifyReport) -> CaseReport:
+def float32_case(report: Verdict) -> CaseJudgement:
     (case,) = [case for case in report.cases if case.arithmetic == "float32"]
     return case
 

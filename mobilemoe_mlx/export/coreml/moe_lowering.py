@@ -17,6 +17,7 @@ from coremltools.converters.mil.mil.passes.helper import block_context_manager
 from coremltools.converters.mil.mil.passes.pass_registry import register_pass
 
 from mobilemoe_mlx.export.coreml import moe_op  # noqa: F401 (registers the op)
+from mobilemoe_mlx.export.coreml.custom.model_parameters import NORMALIZE_EPS
 from mobilemoe_mlx.export.coreml.expert_blocks import block_rows, most_blocks
 from mobilemoe_mlx.export.coreml.int4_matmul import packed_matmul
 
@@ -25,8 +26,6 @@ PASS = "moe::lower_moe_ffn"
 # The sorted form unpacks its blocks' experts in turns, so that one turn's unpacked gate and up
 # projections stay below this: the peak memory of a prefill would otherwise grow with the model.
 UNPACKED_BYTES = 64 * 2**20
-
-_SUM_EPS = 1e-20  # added to the sum of the selected scores (docs/model.md, "MoE")
 
 
 class Routing(NamedTuple):
@@ -102,7 +101,7 @@ def _route(op: Operation) -> Routing:
     )
     if op.norm_topk_prob.val:
         total = mb.reduce_sum(x=weights, axes=[1], keep_dims=True)
-        weights = mb.real_div(x=weights, y=mb.add(x=total, y=np.float32(_SUM_EPS)))
+        weights = mb.real_div(x=weights, y=mb.add(x=total, y=np.float32(NORMALIZE_EPS)))
     return Routing(
         selected=mb.cast(x=mb.less(x=rank, y=np.float32(top_k)), dtype="fp32"),
         one_hot=one_hot,

@@ -14,7 +14,7 @@ from pathlib import Path
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml import metadata, resources
-from mobilemoe_mlx.export.coreml.custom import side_file
+from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.custom.layers import max_inline_bytes, write_custom_layer_model
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.save_program import write_program
@@ -72,7 +72,7 @@ def export_coreml(
             else write_custom_layer_model(source, options, credit, written, folder)
         )
         resources.write_manifest(written, folder, spec, source, options)
-        parts = (*written.rglob("*"), folder / side_file.NAME)
+        parts = (*written.rglob("*"), folder / side_file_writer.NAME)
         size = sum(p.stat().st_size for p in parts if p.is_file())
         has_tokenizer = (folder / "tokenizer.json").is_file()
     return Exported(

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import mobilemoe_mlx.export.coreml  # noqa: F401 # isort: skip (first, as it keeps coremltools quiet)
 from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx.accounting import Accounting, account
@@ -19,10 +18,8 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml import metadata, names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
-from mobilemoe_mlx.export.coreml.custom import side_file
-from mobilemoe_mlx.export.coreml.features import Feature, describe_features
+from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name
-from mobilemoe_mlx.mil.model_file import model_file, read_spec
 from mobilemoe_mlx.mil.program import (
     Constant,
     Operation,
@@ -30,6 +27,8 @@ from mobilemoe_mlx.mil.program import (
     TensorType,
     read_package,
 )
+from mobilemoe_mlx.mlpackage.features import Feature, read_features
+from mobilemoe_mlx.mlpackage.model_file import model_file, read_spec
 
 # Kinds of weights, in the order of the table.
 LINEARS = "INT4 linears and embedding"
@@ -150,8 +149,8 @@ def describe_package(path: str | Path) -> PackageInfo:
         inside, beside = _layer_weights(spec), _side_file(path)
         if not inside and not beside:
             raise UserError(
-                f"{path} has its weights in {resources_name(path)}/{side_file.NAME} beside it, and "
-                "that is missing."
+                f"{path} has its weights in {resources_name(path)}/{side_file_writer.NAME} beside "
+                "it, and that is missing."
             )
         weights = (*inside, *beside)
         program_bytes = model.stat().st_size - sum(kind.bytes for kind in inside)
@@ -242,8 +241,8 @@ def _custom_layer_function(spec: Model_pb2.Model) -> FunctionInfo:
     described = spec.description
     return FunctionInfo(
         name="main",
-        inputs=describe_features(described.input),
-        outputs=describe_features(described.output),
+        inputs=read_features(described.input),
+        outputs=read_features(described.output),
         states={},
         operations=_counted(
             layer.custom.className or str(layer.WhichOneof("layer"))
@@ -274,7 +273,7 @@ def _kind_of_entry(entry: contract.Entry) -> str:
 
 
 def _side_file(package: Path) -> tuple[Weights, ...]:
-    path = package.with_name(resources_name(package)) / side_file.NAME
+    path = package.with_name(resources_name(package)) / side_file_writer.NAME
     return (Weights(BESIDE, 1, path.stat().st_size),) if path.is_file() else ()
 
 

@@ -16,8 +16,8 @@ from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES, published_config
 from mobilemoe_mlx.config import INT4_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.export.coreml.features import describe_features
 from mobilemoe_mlx.export.coreml.options import ExportOptions
+from mobilemoe_mlx.mlpackage.features import read_features
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mobilemoe-coreml", 1
@@ -114,7 +114,7 @@ def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
     described = {f.name: f for f in description.functions} or {"main": description}
     return {
         name: {
-            kind: {n: asdict(f) for n, f in describe_features(features).items()}
+            kind: {n: asdict(f) for n, f in read_features(features).items()}
             for kind, features in (
                 ("inputs", function.input),
                 ("outputs", function.output),

@@ -26,7 +26,7 @@ from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.mil.program import read_package
 from mobilemoe_mlx.model import rope_periods
-from mobilemoe_mlx.verify.session import MLProgramSession
+from mobilemoe_mlx.verify.coreml.core_ops_session import CoreOpsSession
 
 OPTIONS = ExportOptions(context=64, prefill_block=16)
 
@@ -276,7 +276,7 @@ def test_positions_beyond_a_16_bit_index(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "long", args, quantized=True)
     options = ExportOptions(context=65_600, prefill_block=16)
     package = export_coreml(tmp_path / "long", tmp_path / "l.mlpackage", options).package
-    session = MLProgramSession(read_package(package), args, "float32")
+    session = CoreOpsSession(read_package(package), args, "float32")
     session.reset()
     angles = [np.cos((65_540 + t) / rope_periods(args).astype(np.float64)) for t in range(2)]
     assert np.allclose(read_constant(package, names.ROPE_COS)[65_540:65_542], angles, atol=1e-6)

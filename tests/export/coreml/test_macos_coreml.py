@@ -29,7 +29,8 @@ from mobilemoe_mlx.mil.evaluator import Evaluator
 from mobilemoe_mlx.mil.program import read_package
 from mobilemoe_mlx.numerics.measures import TensorError
 from mobilemoe_mlx.numerics.tolerance import limit
-from mobilemoe_mlx.verify.session import MLProgramSession, plan
+from mobilemoe_mlx.verify.calls import plan
+from mobilemoe_mlx.verify.coreml.core_ops_session import CoreOpsSession
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "coreml_on_device.py"
 CONTEXT, BLOCK = 64, 16
@@ -119,7 +120,7 @@ def evaluated(package: Path) -> dict[str, EvaluatedFunction]:
 def test_the_driver_feeds_what_a_verified_session_feeds(
     driver: Any, package: Path, tokens: list[int]
 ) -> None:
-    session = MLProgramSession(read_package(package), small_args(), "declared")
+    session = CoreOpsSession(read_package(package), small_args(), "declared")
     expected = logits_of(session, tokens)
     info = describe_package(package)
     for sharing in driver.SHARING:
@@ -201,7 +202,7 @@ def test_core_ml_computes_what_the_evaluator_and_mlx_compute(
 ) -> None:
     device = driver.DevicePackage(describe_package(package), loaded, sharing)
     measured = logits_of(device, tokens)
-    session = MLProgramSession(read_package(package), small_args(), "declared")
+    session = CoreOpsSession(read_package(package), small_args(), "declared")
     evaluated_ = logits_of(session, tokens)
     model = load_model(checkpoint, dtype=mx.float32)
     reference = np.array(model(mx.array([tokens]))[0])

@@ -24,6 +24,7 @@ from mobilemoe_mlx.config import ModelArgs, RopeScaling
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom import reference as reference
 from mobilemoe_mlx.export.coreml.custom.contract import Entry, LayerClass
+from mobilemoe_mlx.export.coreml.custom.model_parameters import NORMALIZE_EPS
 from mobilemoe_mlx.model import rope_periods
 
 Arrays = dict[str, np.ndarray]
@@ -192,7 +193,7 @@ def _experts_parameters(**changes: Any) -> dict[str, Any]:
         "group_size": GROUP,
         "norm_eps": NORM_EPS,
         "normalize": True,
-        "normalize_eps": 1e-20,
+        "normalize_eps": NORMALIZE_EPS,
         "weight_scale": 2.5,
         **changes,
     }

@@ -19,11 +19,12 @@ from coremltools.proto import FeatureTypes_pb2, Model_pb2, NeuralNetwork_pb2
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.checkpoint.layouts import cast
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor, from_array
-from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
+from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.export.coreml import metadata, names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
-from mobilemoe_mlx.export.coreml.custom import side_file
+from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.custom.contract import Entry, LayerClass
+from mobilemoe_mlx.export.coreml.custom.model_parameters import model_parameters
 from mobilemoe_mlx.export.coreml.disk_errors import disk_errors
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.int4_source import to_numpy
@@ -120,7 +121,7 @@ def build_custom_layer_model(
 def _write_side_file(layers: list[_Layer], folder: Path) -> list[dict[str, Any]]:
     """Write all weights; -> each layer's parameters that say where its own lie."""
     found: list[dict[str, Any]] = []
-    with side_file.SideFileWriter(folder / side_file.NAME) as file:
+    with side_file_writer.SideFileWriter(folder / side_file_writer.NAME) as file:
         for layer in layers:
             places: dict[str, Any] = {}
             for entry, tensor in zip(layer.kind.entries, layer.weights, strict=True):
@@ -129,7 +130,7 @@ def _write_side_file(layers: list[_Layer], folder: Path) -> list[dict[str, Any]]
                 places[f"{entry.name}_bytes"] = place.nbytes
             found.append(places)
     whole = {
-        "weights_file": side_file.NAME,
+        "weights_file": side_file_writer.NAME,
         "weights_bytes": file.nbytes,
         "weights_sha256": file.sha256,
     }
@@ -138,49 +139,39 @@ def _write_side_file(layers: list[_Layer], folder: Path) -> list[dict[str, Any]]
 
 def _layers(checkpoint: Checkpoint, context: int, logits: str) -> Iterator[_Layer]:
     args = checkpoint.args
+    of_model = {"version": contract.VERSION, "context": context, **model_parameters(args)}
 
     def layer(
         kind: LayerClass,
         name: str,
-        parameters: Mapping[str, Any],
         inputs: tuple[str, ...],
         outputs: tuple[str, ...],
+        **own: Any,
     ) -> _Layer:
+        values = {**of_model, **own}
+        parameters = {name: values[name] for name in kind.parameters}
         weights = tuple(_weight(entry, checkpoint, parameters) for entry in kind.entries)
         return _Layer(kind, name, parameters, weights, inputs, outputs)
 
-    common = {
-        "version": contract.VERSION,
-        "hidden_size": args.hidden_size,
-        "group_size": GROUP_SIZE,
-    }
-    table = {**common, "vocab_size": args.vocab_size, "table": _table_key(checkpoint)}
-    yield layer(contract.EMBEDDING, "embedding", table, (names.TOKENS,), ("embedded",))
+    table = _table_key(checkpoint)
+    yield layer(contract.EMBEDDING, "embedding", (names.TOKENS,), ("embedded",), table=table)
     residual = "embedded"
     for index in range(args.num_hidden_layers):
         attended = names.layer(index, "attended")
         yield layer(
             contract.ATTENTION,
             names.layer(index, "attention"),
-            {**common, "layer": index, **_attention_parameters(args, context)},
             (residual, names.POSITION, names.KEY_CACHE, names.VALUE_CACHE),
             (attended, names.layer(index, names.NEW_KEYS), names.layer(index, names.NEW_VALUES)),
+            layer=index,
         )
         residual = names.hidden(index)
-        parameters = {**common, "layer": index, **_experts_parameters(args)}
         name = names.layer(index, "moe")
-        yield layer(contract.EXPERTS, name, parameters, (attended,), (residual,))
-    rows = {
-        "version": contract.VERSION,
-        "layers": args.num_hidden_layers,
-        "kv_heads": args.num_key_value_heads,
-        "head_dim": args.head_dim,
-    }
+        yield layer(contract.EXPERTS, name, (attended,), (residual,), layer=index)
     for name in (names.NEW_KEYS, names.NEW_VALUES):
         inputs = tuple(names.layer(index, name) for index in range(args.num_hidden_layers))
-        yield layer(contract.CACHE_ROWS, f"{name}_of_all", rows, inputs, (name,))
-    parameters = {**table, "norm_eps": args.rms_norm_eps, "logits": logits}
-    yield layer(contract.HEAD, "head", parameters, (residual,), (names.LOGITS,))
+        yield layer(contract.CACHE_ROWS, f"{name}_of_all", inputs, (name,))
+    yield layer(contract.HEAD, "head", (residual,), (names.LOGITS,), table=table, logits=logits)
 
 
 def _weight(entry: Entry, checkpoint: Checkpoint, parameters: Mapping[str, Any]) -> Tensor:
@@ -195,33 +186,6 @@ def _table_key(checkpoint: Checkpoint) -> str:
     for entry in contract.EMBEDDING.entries:
         key.update(to_numpy(_weight(entry, checkpoint, {})).data)
     return key.hexdigest()
-
-
-def _attention_parameters(args: ModelArgs, context: int) -> dict[str, Any]:
-    return {
-        "layers": args.num_hidden_layers,
-        "heads": args.num_attention_heads,
-        "kv_heads": args.num_key_value_heads,
-        "head_dim": args.head_dim,
-        "context": context,
-        "norm_eps": args.rms_norm_eps,
-        "qk_norm": args.use_qk_norm,
-        "qk_norm_eps": args.rms_norm_eps,
-        "score_scale": args.head_dim**-0.5,
-    }
-
-
-def _experts_parameters(args: ModelArgs) -> dict[str, Any]:
-    return {
-        "expert_width": args.intermediate_size,
-        "shared_width": args.intermediate_size_mlp,
-        "experts": args.num_local_experts,
-        "experts_per_token": args.num_experts_per_tok,
-        "norm_eps": args.rms_norm_eps,
-        "normalize": args.norm_topk_prob,
-        "normalize_eps": 1e-20,
-        "weight_scale": args.routed_scaling_factor,
-    }
 
 
 def _add(

@@ -1,19 +1,14 @@
-"""Where a package keeps its model, and how to read no more of a protobuf message than is known."""
+"""Where a .mlpackage keeps its model, and the model as a protobuf message."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from coremltools.proto import Model_pb2
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mobilemoe_mlx.errors import UserError
-
-
-class UnknownContent(UserError):
-    """A model has something whose meaning is not known here; the message is without the path."""
 
 
 def model_file(package: Path) -> Path:
@@ -44,17 +39,3 @@ def read_spec(model: Path) -> Model_pb2.Model:
     except DecodeError as error:
         raise UserError(f"{model}: is damaged ({error}); export the package again.") from None
     return spec
-
-
-def only(message: Any, where: str, *known: str) -> None:
-    """Refuse (UnknownContent) a protobuf message that has other fields set than `known`."""
-    if others := [field.name for field, _ in message.ListFields() if field.name not in known]:
-        raise UnknownContent(f"{where} has {', '.join(others)}")
-
-
-def refuse_unknown_fields(message: Any) -> None:
-    """Refuse (UnknownContent) fields that this version of coremltools has no name for."""
-    size = message.ByteSize()
-    message.DiscardUnknownFields()
-    if message.ByteSize() != size:
-        raise UnknownContent("it has fields that this version of coremltools cannot name")

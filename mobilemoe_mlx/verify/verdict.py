@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilemoe_mlx.numerics.measures import LayerComparison, TensorError
-from mobilemoe_mlx.verify.cases import CaseReport
-from mobilemoe_mlx.verify.files import FilesReport
-from mobilemoe_mlx.verify.greedy import GreedyReport
-from mobilemoe_mlx.verify.weights import WeightsReport
+from mobilemoe_mlx.verify.greedy import GreedyCheck
+from mobilemoe_mlx.verify.judgement import CaseJudgement
+from mobilemoe_mlx.verify.listed_files import FilesCheck
+from mobilemoe_mlx.verify.weights_check import WeightsCheck
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class Verdict:
     """Everything `mobilemoe verify` prints and writes."""
 
     package: str
     checkpoint: str
     form: str
-    files: FilesReport
-    weights: WeightsReport
-    cases: tuple[CaseReport, ...]
-    greedy: GreedyReport | None
+    files: FilesCheck
+    weights: WeightsCheck
+    cases: tuple[CaseJudgement, ...]
+    greedy: GreedyCheck | None
     peak_intermediate_bytes: int | None  # of the largest call; None: the form does not say
 
     @property
@@ -82,13 +82,13 @@ def _problems(problems: tuple[str, ...]) -> list[str]:
     return [f"       {problem}" for problem in problems[:most]] + more
 
 
-def _files_line(files: FilesReport) -> str:
+def _files_line(files: FilesCheck) -> str:
     if not files.manifest:
         return "-    files: no manifest beside the package, so no checksums"
     return f"{_verdict(files.passed)} files: {files.checked} checksums of the manifest"
 
 
-def _case_lines(case: CaseReport) -> list[str]:
+def _case_lines(case: CaseJudgement) -> list[str]:
     blocks = case.tokens - case.decoded
     how = "in turns" if case.case == "chat" else f"in blocks + {case.decoded} decoded"
     flips = sum(layer.first_flips for layer in case.layers)
@@ -122,7 +122,7 @@ def _layer_line(layer: LayerComparison) -> str:
     )
 
 
-def _greedy_line(greedy: GreedyReport) -> str:
+def _greedy_line(greedy: GreedyCheck) -> str:
     start = f"{_verdict(greedy.passed)} greedy text after {greedy.prompt} tokens: "
     if greedy.difference is None:
         return f"{start}the same {len(greedy.generated)} tokens"

@@ -23,8 +23,8 @@ from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.int4_source import open_source
 from mobilemoe_mlx.numerics.measures import TensorError
 from mobilemoe_mlx.numerics.values import Trace, trace_mlx
-from mobilemoe_mlx.verify.custom_layer_evaluator import CustomLayerEvaluator
-from mobilemoe_mlx.verify.custom_layer_package import read_custom_layer_model
+from mobilemoe_mlx.verify.coreml.custom_layer_evaluator import CustomLayerEvaluator
+from mobilemoe_mlx.verify.coreml.custom_layer_model import read_custom_layer_model
 
 CONTEXT, BLOCK, VOCABULARY = 48, 16, 480
 

@@ -10,13 +10,13 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom import reference as reference
-from mobilemoe_mlx.verify.custom_layer_package import CustomLayerModel, Layer
+from mobilemoe_mlx.verify.coreml.custom_layer_model import CustomLayerModel, Layer
 
 Watch = Callable[[str, np.ndarray], None]
 
 
 class CustomLayerEvaluator:
-    """Runs a package of `custom_layer_package` with the reference of the contract.
+    """Runs a package of `custom_layer_model` with the reference of the contract.
 
     Arrays between layers are float32, as on the CPU.
     """

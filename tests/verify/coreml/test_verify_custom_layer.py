@@ -18,7 +18,7 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
-from mobilemoe_mlx.verify.report import VerifyReport
+from mobilemoe_mlx.verify.verdict import Verdict
 from mobilemoe_mlx.verify.verify import verify_package
 
 OPTIONS = ExportOptions(moe="custom-layer", context=53, prefill_block=16)
@@ -41,7 +41,7 @@ def beside(int4_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return done.package
 
 
-def verify(package: Path, folder: Path) -> VerifyReport:
+def verify(package: Path, folder: Path) -> Verdict:
     return verify_package(package, folder, cases=["long"], greedy_tokens=0)
 
 

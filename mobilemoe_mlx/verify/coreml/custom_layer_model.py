@@ -14,54 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coremltools.proto import FeatureTypes_pb2, Model_pb2, NeuralNetwork_pb2
+from coremltools.proto import Model_pb2, NeuralNetwork_pb2
 
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom.contract import LayerClass
 from mobilemoe_mlx.export.coreml.resources import resources_name
-from mobilemoe_mlx.mil.model_file import (
-    UnknownContent,
-    model_file,
-    only,
-    read_spec,
-    refuse_unknown_fields,
-)
-from mobilemoe_mlx.verify.custom_side_file import SideFile
+from mobilemoe_mlx.mlpackage.features import Feature, read_features
+from mobilemoe_mlx.mlpackage.model_file import model_file, read_spec
+from mobilemoe_mlx.mlpackage.strict import UnknownContent, only, refuse_unknown_fields
+from mobilemoe_mlx.verify.coreml.side_file_reader import SideFile
 
-_DTYPES = {
-    FeatureTypes_pb2.ArrayFeatureType.INT32: np.dtype(np.int32),
-    FeatureTypes_pb2.ArrayFeatureType.FLOAT32: np.dtype(np.float32),
-}
+_DTYPES = ("int32", "float32")  # of inputs and outputs
 _WEIGHT_FIELDS = {"uint8": "rawValue", "float16": "float16Value", "float32": "floatValue"}
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An input or output: its type, and for each dimension the least and the largest size."""
-
-    dtype: np.dtype
-    sizes: tuple[tuple[int, int], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape, with -1 for a size that each call chooses."""
-        return tuple(low if low == high else -1 for low, high in self.sizes)
-
-    def takes(self, array: np.ndarray) -> bool:
-        """Whether `array` has this type and an allowed shape."""
-        return (
-            array.dtype == self.dtype
-            and array.ndim == len(self.sizes)
-            and all(
-                low <= n <= high for n, (low, high) in zip(array.shape, self.sizes, strict=True)
-            )
-        )
-
-    def __str__(self) -> str:
-        sizes = (str(low) if low == high else f"{low}..{high}" for low, high in self.sizes)
-        return f"{self.dtype} [{', '.join(sizes)}]"
 
 
 @dataclass(frozen=True)
@@ -105,8 +71,8 @@ def read_custom_layer_model(path: Path, resources: Path | None = None) -> Custom
         side = SideFile(folder)
         package = CustomLayerModel(
             path=path,
-            inputs=_features(spec.description.input),
-            outputs=_features(spec.description.output),
+            inputs=_arrays(spec.description.input),
+            outputs=_arrays(spec.description.output),
             layers=tuple(_layer(proto, side) for proto in spec.neuralNetwork.layers),
             user_defined=dict(spec.description.metadata.userDefined),
         )
@@ -134,25 +100,12 @@ def _check_model(spec: Model_pb2.Model) -> None:
         raise UnknownContent("its input shapes are not taken as they are (EXACT_ARRAY_MAPPING)")
 
 
-def _features(protos: Any) -> dict[str, Feature]:
-    found = {}
+def _arrays(protos: Any) -> dict[str, Feature]:
+    found = read_features(protos)
     for proto in protos:
-        where = f"'{proto.name}'"
-        only(proto, where, "name", "shortDescription", "type")
-        only(proto.type, where, "multiArrayType")
-        array = proto.type.multiArrayType
-        only(array, where, "shape", "dataType", "shapeRange")
-        if array.dataType not in _DTYPES:
-            raise UnknownContent(f"{where} has the type {array.dataType}")
-        ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
-        sizes = tuple(ranges or [(n, n) for n in array.shape])
-        if list(array.shape) != [low for low, _ in sizes]:
-            raise UnknownContent(f"{where} has the shape {list(array.shape)} beside {sizes}")
-        if any(not 1 <= low <= high for low, high in sizes):
-            raise UnknownContent(f"{where} has the sizes {sizes}")
-        if proto.name in found:
-            raise UnknownContent(f"{where} is declared twice")
-        found[proto.name] = Feature(_DTYPES[array.dataType], sizes)
+        only(proto.type, f"'{proto.name}'", "multiArrayType")
+        if found[proto.name].dtype not in _DTYPES:
+            raise UnknownContent(f"'{proto.name}' has the type {found[proto.name].dtype}")
     return found
 
 
@@ -304,7 +257,7 @@ def _check_graph(package: CustomLayerModel) -> None:
     """Each array between layers is made once, before it is used, with the shape it is used as."""
     if set(package.inputs) != {names.TOKENS, names.POSITION, names.KEY_CACHE, names.VALUE_CACHE}:
         raise UnknownContent(f"its inputs are {', '.join(package.inputs)}")
-    made = {name: feature.shape for name, feature in package.inputs.items()}
+    made = {name: feature.pattern for name, feature in package.inputs.items()}
     for layer in package.layers:
         inputs = _shapes(layer, "inputs", layer.inputs, _input_shapes(layer))
         for name, shape in inputs.items():
@@ -320,7 +273,7 @@ def _check_graph(package: CustomLayerModel) -> None:
                 raise UnknownContent(f"layer '{layer.name}' makes '{name}' a second time")
             made[name] = shape
     for name, feature in package.outputs.items():
-        if made.get(name) != feature.shape or feature.dtype != np.float32:
+        if made.get(name) != feature.pattern or feature.dtype != "float32":
             raise UnknownContent(f"no layer makes its output '{name}', {feature}")
 
 

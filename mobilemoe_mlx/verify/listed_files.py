@@ -13,7 +13,7 @@ from mobilemoe_mlx.files import visible
 
 
 @dataclass(frozen=True)
-class FilesReport:
+class FilesCheck:
     """How many files were checked, and what is wrong."""
 
     checked: int
@@ -26,22 +26,22 @@ class FilesReport:
         return not self.problems
 
 
-def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
+def check_files(package: Path, facts: Mapping[str, Any]) -> FilesCheck:
     """Compare the package and its resources folder with the manifest there.
 
     `facts`: what the manifest must say besides, as "context" or "tokens".
     """
     path = package.parent / resources_name(package) / MANIFEST
     if not path.is_file():
-        return FilesReport(0, (), manifest=False)
+        return FilesCheck(0, (), manifest=False)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = {str(n): (f["bytes"], f["sha256"]) for n, f in manifest["files"].items()}
         kind = (manifest["format"], manifest["version"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return FilesReport(0, (f"{path.name} is not a manifest of an export",), manifest=True)
+        return FilesCheck(0, (f"{path.name} is not a manifest of an export",), manifest=True)
     if kind != (FORMAT, VERSION):
-        return FilesReport(
+        return FilesCheck(
             0, (f"{path.name} is of {kind[0]} version {kind[1]}, not {VERSION}",), manifest=True
         )
     problems = [why for name, file in files.items() for why in _check(package.parent, name, file)]
@@ -56,7 +56,7 @@ def check_files(package: Path, facts: Mapping[str, Any]) -> FilesReport:
     problems += [
         f"{name} is in the package, but not in {path.name}" for name in sorted(present - listed)
     ]
-    return FilesReport(len(files), tuple(problems), manifest=True)
+    return FilesCheck(len(files), tuple(problems), manifest=True)
 
 
 def _check(root: Path, name: str, file: tuple[int, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -13,26 +12,13 @@ from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.rope_table import rope_table
 from mobilemoe_mlx.export.int4_source import to_numpy
 from mobilemoe_mlx.mil.program import Constant, Function, Operation, Package
+from mobilemoe_mlx.verify.weights_check import WeightsCheck, byte_differences
 
 # A table entry may differ from ours in float32's last place, as cosines do between libraries.
 _TABLE_ERROR = 2.0**-23
 
 
-@dataclass(frozen=True)
-class WeightsReport:
-    """What was compared, and every constant that is not what it should be."""
-
-    tensors: int  # of the checkpoint
-    nbytes: int
-    problems: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether all weights are the checkpoint's."""
-        return not self.problems
-
-
-def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
+def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsCheck:
     """Compare every constant of both functions with the INT4 tensors of `checkpoint`.
 
     Codes and scales are compared as bytes, floats as bytes after exact widening, RoPE tables with
@@ -68,7 +54,7 @@ def check_weights(package: Package, checkpoint: Checkpoint) -> WeightsReport:
     for name, saved in package.functions.items():
         problems += _not_consumed(saved, [*seen]) + _biases(package, saved, found[name])
         problems += _epsilons(package, saved, found[name], checkpoint.args.rms_norm_eps)
-    return WeightsReport(tensors, nbytes, tuple(problems))
+    return WeightsCheck(tensors, nbytes, tuple(problems))
 
 
 def _not_consumed(function: Function, parts: list[str]) -> list[str]:
@@ -192,17 +178,6 @@ def _difference(package: Package, constant: Constant, expected: np.ndarray) -> l
     else:
         actual = np.ascontiguousarray(package.value(constant)).reshape(-1).view(np.uint8)
     return byte_differences(actual, expected)
-
-
-def byte_differences(actual: np.ndarray, expected: np.ndarray) -> list[str]:
-    """What is wrong with the bytes `actual` (uint8), which should be those of `expected`."""
-    wanted = np.ascontiguousarray(expected).reshape(-1).view(np.uint8)
-    if actual.size != wanted.size:
-        return [f"has {actual.size} bytes, the checkpoint {wanted.size}"]
-    differing = np.flatnonzero(actual != wanted)
-    if not differing.size:
-        return []
-    return [f"{differing.size} of {wanted.size} bytes differ, the first at {differing[0]}"]
 
 
 def _table_difference(

@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,30 +26,14 @@ from mobilemoe_mlx.numerics.measures import (
     LayerComparison,
     TensorError,
     compare_layers,
-    kl_divergence,
+    compare_predictions,
 )
+from mobilemoe_mlx.numerics.tolerance import COMPARE_LIMITS, Limit
 from mobilemoe_mlx.numerics.values import Trace
 
 
-class Tolerance(NamedTuple):
-    """The measure of the logits that is judged, and its largest accepted value."""
-
-    measure: str  # "max" or "mean"
-    limit: float
-
-
-# By the coarser of the two types. float32: the project's promise. In half precision near ties in
-# the routing fall differently and move single tokens far, so there the mean is judged
-# (docs/numerics.md has the measurements).
-TOLERANCES = {
-    "float32": Tolerance("max", 1e-4),
-    "float16": Tolerance("mean", 0.05),
-    "bfloat16": Tolerance("mean", 0.15),
-}
-
-
 @dataclass(frozen=True)
-class ComparisonReport:
+class Comparison:
     """Everything `mobilemoe compare` prints and writes."""
 
     checkpoint: str
@@ -61,15 +45,15 @@ class ComparisonReport:
     tokens_same_routing: int  # tokens routed alike in every layer
     logits_same_routing: TensorError | None  # of those tokens alone
     top1_agreement: float  # share of tokens whose most likely next token is the same
-    kl_mean: float  # KL(PyTorch || MLX), nats a token
+    kl_mean: float  # KL(PyTorch || MLX), nats per token
     kl_max: float
-    tolerance: Tolerance
+    tolerance: Limit
     versions: dict[str, str]
 
     @property
     def passed(self) -> bool:
         """Whether the judged measure of the logits is within its limit (NaN is not)."""
-        return self.judged <= self.tolerance.limit
+        return self.judged <= self.tolerance.value
 
     @property
     def judged(self) -> float:
@@ -108,7 +92,7 @@ class ComparisonReport:
             f"top-1 agreement {self.top1_agreement:.3%}   "
             f"KL mean {self.kl_mean:.2e}, max {self.kl_max:.2e} nats a token",
             f"logits: {self.tolerance.measure} error {self.judged:.2e}, "
-            f"{verdict} the tolerance {self.tolerance.limit:g}",
+            f"{verdict} the tolerance {self.tolerance.value:g}",
         ]
         return "\n".join(lines)
 
@@ -131,12 +115,12 @@ def compare_checkpoint(
     num_tokens: int = 128,
     seed: int = 0,
     tolerance: float | None = None,
-) -> ComparisonReport:
+) -> Comparison:
     """Run `folder` (either published layout) in MLX and in PyTorch on one sequence.
 
     `dtype`, `torch_dtype`: "float32", "float16" or "bfloat16"; PyTorch follows MLX unless told.
     The sequence is `prompt`, tokenised, or `num_tokens` random tokens drawn with `seed`.
-    `tolerance`: replaces the limit of TOLERANCES, which is taken from the coarser type.
+    `tolerance`: replaces the limit of COMPARE_LIMITS, which is taken from the coarser type.
     Raises UserError for a type the checkpoint cannot be run in (MLX: BF16 folders in float32 or
     bfloat16, INT4 folders in float32 or float16), for another layout, for an empty or over-long
     sequence, for a negative seed, and for a tolerance that is negative or not finite.
@@ -154,18 +138,18 @@ def compare_checkpoint(
             "compare OUTPUT."
         )
     for name in (dtype, torch_dtype):
-        if name not in TOLERANCES:
+        if name not in COMPARE_LIMITS:
             raise UserError(
-                f"'{name}' is not a type to compare in{did_you_mean(name, TOLERANCES)}: "
-                f"choose {', '.join(TOLERANCES)}."
+                f"'{name}' is not a type to compare in{did_you_mean(name, COMPARE_LIMITS)}: "
+                f"choose {', '.join(COMPARE_LIMITS)}."
             )
     tokens = _tokens(folder, checkpoint.args, prompt, num_tokens, seed)
     # One after the other: only one copy of the weights is in memory.
     measured = load_and_trace_mlx(folder, dtype, tokens)
     reference = load_and_trace_torch(folder, torch_dtype, tokens)
-    judged = max(TOLERANCES[dtype], TOLERANCES[torch_dtype], key=lambda t: t.limit)
+    judged = max(COMPARE_LIMITS[dtype], COMPARE_LIMITS[torch_dtype], key=lambda t: t.value)
     if tolerance is not None:
-        judged = judged._replace(limit=tolerance)
+        judged = judged._replace(value=tolerance)
     return compare_traces(
         measured,
         reference,
@@ -181,13 +165,11 @@ def compare_traces(
     *,
     checkpoint: str,
     dtypes: tuple[str, str],
-    tolerance: Tolerance,
-) -> ComparisonReport:
+    tolerance: Limit,
+) -> Comparison:
     """Compare two traces of one sequence; `dtypes` are MLX's and PyTorch's."""
     layers, same_routing = compare_layers(measured.layers, reference.layers)
-    kl = [kl_divergence(r, m) for r, m in zip(reference.logits, measured.logits, strict=True)]
-    same_top1 = measured.logits.argmax(-1) == reference.logits.argmax(-1)
-    return ComparisonReport(
+    return Comparison(
         checkpoint=checkpoint,
         mlx_dtype=dtypes[0],
         torch_dtype=dtypes[1],
@@ -200,9 +182,7 @@ def compare_traces(
             if same_routing.any()
             else None
         ),
-        top1_agreement=float(same_top1.mean()),
-        kl_mean=float(np.mean(kl)),
-        kl_max=float(np.max(kl)),
+        **compare_predictions(measured.logits, reference.logits)._asdict(),
         tolerance=tolerance,
         versions={
             "mlx": importlib.metadata.version("mlx"),
