@@ -16,7 +16,9 @@ class SavedExport(Protocol):
     """An export on disk."""
 
     path: Path
-    form: str
+    format: str  # of its manifest: "mobilemoe-coreml"
+    form: str  # which of the format's forms it is: "core-ops"
+    manifest: Path  # where its manifest is, if it has one
     context: int
     user_defined: dict[str, str]  # the metadata that an export leaves, without its prefix
     arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated

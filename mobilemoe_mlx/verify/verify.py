@@ -74,7 +74,7 @@ def verify_package(
             )
     say("files and weights")
     stops = {"bos": checkpoint.args.bos_token_id, "eos": list(checkpoint.args.eos_token_id)}
-    files = check_files(path, {**saved.facts, "tokens": stops})
+    files = check_files(path, saved.manifest, saved.format, {**saved.facts, "tokens": stops})
     weights = saved.check_weights(checkpoint)
     model = _reference(folder, checkpoint)
     reports = []

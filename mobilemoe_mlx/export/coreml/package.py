@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobilemoe_mlx.all_or_none import all_or_none
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml import metadata, resources
 from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.custom.layers import max_inline_bytes, write_custom_layer_model
@@ -61,8 +58,10 @@ def export_coreml(
     options.check(source.args)
     _check_outside(source.folder.resolve(), package)
     _check_disk(package, source, options)
-    with _both_or_neither(package) as work:
-        written, folder = work / package.name, work / resources.resources_name(package)
+    targets = [resources.resources_folder(package), package]
+    with all_or_none(targets, package.with_name(f".{package.name}.partial")) as work:
+        written = work / package.name
+        folder = resources.resources_folder(written)
         folder.mkdir()
         resources.write_resources(source, folder)
         credit = credit or metadata.Credits()
@@ -77,7 +76,7 @@ def export_coreml(
         has_tokenizer = (folder / "tokenizer.json").is_file()
     return Exported(
         package=package,
-        resources=package.with_name(resources.resources_name(package)),
+        resources=resources.resources_folder(package),
         package_bytes=size,
         checkpoint_bytes=sum(t.nbytes for t in source.tensors.values()),
         has_tokenizer=has_tokenizer,
@@ -89,7 +88,7 @@ def _check_output(package: Path, force: bool) -> None:
         raise UserError(
             f"{package.name}: the output must be a name that ends in .mlpackage, as S.mlpackage."
         )
-    folder = package.with_name(resources.resources_name(package))
+    folder = resources.resources_folder(package)
     for path, is_ours in ((package, _is_our_package), (folder, _is_our_folder)):
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             continue
@@ -111,17 +110,12 @@ def _is_our_package(path: Path) -> bool:
 
 
 def _is_our_folder(path: Path) -> bool:
-    try:
-        manifest = json.loads((path / resources.MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == resources.FORMAT
+    return manifest.is_manifest(path / manifest.NAME, resources.FORMAT)
 
 
 def _check_outside(source: Path, package: Path) -> None:
-    if source.is_relative_to(package) or source.is_relative_to(
-        package.with_name(resources.resources_name(package))
-    ):
+    folder = resources.resources_folder(package)
+    if source.is_relative_to(package) or source.is_relative_to(folder):
         raise UserError(f"{package} would replace the checkpoint {source}: choose another name.")
 
 
@@ -139,87 +133,3 @@ def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> No
             f"{' (twice the weights, for a moment)' if copies == 2 else ''}: make room or choose "
             "another place."
         )
-
-
-@contextlib.contextmanager
-def _both_or_neither(package: Path) -> Iterator[Path]:
-    """Yield a folder whose package and resources take their names when the block ends well."""
-    work = package.with_name(f".{package.name}.partial")
-    targets = [package.with_name(resources.resources_name(package)), package]
-    keep = False
-    try:
-        package.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(work):
-            _put_back(work, targets)  # of a process that was killed while it replaced an export
-            _empty(work)
-            moved: list[tuple[Path, Path]] = []
-            try:
-                yield work
-                (work / "old").mkdir()
-                for target in targets:
-                    if target.exists():
-                        _move(target, work / "old" / target.name, moved)
-                    _move(work / target.name, target, moved)
-            except BaseException:
-                try:
-                    for source, target in reversed(moved):
-                        if target.exists() and not source.exists():
-                            os.rename(target, source)
-                except OSError as second:
-                    keep = True
-                    raise UserError(
-                        f"{package} could not be written, nor the earlier export be put back "
-                        f"({second}): it is in {work / 'old'}."
-                    ) from second
-                raise
-            finally:
-                if not keep:
-                    shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        name = error.filename2 or error.filename
-        what = ": ".join(str(part) for part in (error.strerror, name) if part)
-        raise UserError(
-            f"{package} could not be written ({what or error}). Nothing of it was left; make room "
-            "or choose another place."
-        ) from error
-
-
-@contextlib.contextmanager
-def _alone_in(work: Path) -> Iterator[None]:
-    """Make the folder `work` and hold it against other exports to the same output."""
-    work.mkdir(exist_ok=True)
-    held = os.open(work, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = work.exists() and os.stat(work).st_ino == os.fstat(held).st_ino
-        except BlockingIOError:
-            same = False
-        if not same:
-            raise UserError(
-                f"Another export writes {work.name.removeprefix('.').removesuffix('.partial')} "
-                "now: wait for it, or choose another name."
-            )
-        yield
-    finally:
-        os.close(held)
-
-
-def _put_back(work: Path, targets: list[Path]) -> None:
-    for target in targets:
-        old = work / "old" / target.name
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
-    moved.append((source, target))  # first: an interruption may come after the move
-    os.rename(source, target)

@@ -16,10 +16,11 @@ from coremltools.proto import Model_pb2
 from mobilemoe_mlx.accounting import Accounting, account
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml import metadata, names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom import side_file_writer
-from mobilemoe_mlx.export.coreml.resources import FORMAT, MANIFEST, VERSION, resources_name
+from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
 from mobilemoe_mlx.mil.program import (
     Constant,
     Operation,
@@ -149,8 +150,8 @@ def describe_package(path: str | Path) -> PackageInfo:
         inside, beside = _layer_weights(spec), _side_file(path)
         if not inside and not beside:
             raise UserError(
-                f"{path} has its weights in {resources_name(path)}/{side_file_writer.NAME} beside "
-                "it, and that is missing."
+                f"{path} has its weights in {resources_folder(path).name}/{side_file_writer.NAME} "
+                "beside it, and that is missing."
             )
         weights = (*inside, *beside)
         program_bytes = model.stat().st_size - sum(kind.bytes for kind in inside)
@@ -273,22 +274,15 @@ def _kind_of_entry(entry: contract.Entry) -> str:
 
 
 def _side_file(package: Path) -> tuple[Weights, ...]:
-    path = package.with_name(resources_name(package)) / side_file_writer.NAME
+    path = resources_folder(package) / side_file_writer.NAME
     return (Weights(BESIDE, 1, path.stat().st_size),) if path.is_file() else ()
 
 
 def _manifest(package: Path) -> ManifestInfo | None:
-    path = package.with_name(resources_name(package)) / MANIFEST
+    path = resources_folder(package) / manifest.NAME
     if not path.is_file():
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        kind = manifest["format"], manifest["version"]
-        sizes = {str(name): int(file["bytes"]) for name, file in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): export the package again.") from None
-    if kind != (FORMAT, VERSION):
-        raise UserError(f"{path} is {kind[0]} version {kind[1]}; {FORMAT} {VERSION} is known here.")
+    sizes = {n: f.nbytes for n, f in manifest.read_manifest(path, FORMAT).files.items()}
     paths = {name: package.parent / name for name in sizes}
     missing = tuple(name for name, p in paths.items() if not p.is_file())
     resized = tuple(

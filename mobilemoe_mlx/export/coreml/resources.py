@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -11,21 +9,23 @@ from typing import Any
 
 from coremltools.proto import Model_pb2
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.accounting import account
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES, published_config
 from mobilemoe_mlx.config import INT4_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml.options import ExportOptions
+from mobilemoe_mlx.export.manifest import list_files
 from mobilemoe_mlx.mlpackage.features import read_features
 
-MANIFEST = "manifest.json"
-FORMAT, VERSION = "mobilemoe-coreml", 1
+FORMAT = "mobilemoe-coreml"  # of the manifest
 
 
-def resources_name(package: Path) -> str:
-    """The name of the resources folder of `package`: S.mlpackage has S-resources beside it."""
-    return f"{package.stem}-resources"
+def resources_folder(package: Path) -> Path:
+    """The resources folder of `package`: S.mlpackage has S-resources beside it."""
+    return package.with_name(f"{package.stem}-resources")
 
 
 def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
@@ -41,10 +41,10 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
     args = checkpoint.args
-    _write_json(folder / "config.json", published_config(args, checkpoint.config))
+    files.write_json(folder / "config.json", published_config(args, checkpoint.config))
     if not (folder / "generation_config.json").exists():
         generation = {"bos_token_id": args.bos_token_id, "eos_token_id": list(args.eos_token_id)}
-        _write_json(folder / "generation_config.json", generation)
+        files.write_json(folder / "generation_config.json", generation)
     for name in ("tokenizer.json", "generation_config.json"):
         if (folder / name).exists():
             _read_object(folder / name)
@@ -52,7 +52,7 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     if settings_file.is_file() or (folder / "tokenizer.json").is_file():
         settings = _read_object(settings_file) if settings_file.is_file() else {}
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        _write_json(settings_file, settings | {"clean_up_tokenization_spaces": False})
+        files.write_json(settings_file, settings | {"clean_up_tokenization_spaces": False})
         template = settings.get("chat_template")
         if isinstance(template, str) and not (folder / "chat_template.jinja").exists():
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -69,20 +69,15 @@ def write_manifest(
 
     `package` and `folder` lie side by side; file names in the manifest are relative to that place.
     """
-    root = package.parent
-    paths = sorted(p for top in (package, folder) for p in top.rglob("*") if p.is_file())
-    files: dict[str, dict[str, Any]] = {
-        str(path.relative_to(root)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in paths
-    }
+    listed = list_files(package.parent, (package, folder))
     args = checkpoint.args
     # Custom layers are given float32 caches; the program's states are float16.
     cache_type = "float32" if options.moe == "custom-layer" else "float16"
     cache = account(args, options.context).kv_bytes_per_token[cache_type] * options.context
     weights = (".bin", ".mlmodel") if options.moe == "custom-layer" else (".bin",)
-    manifest = {
+    content = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": manifest.VERSION,
         "package": package.name,
         "form": options.moe,
         "target": options.oldest_system,
@@ -93,20 +88,14 @@ def write_manifest(
         "tokens": {"bos": args.bos_token_id, "eos": list(args.eos_token_id)},
         "functions": _functions(spec),
         "sizes": {
-            "package": sum(f["bytes"] for n, f in files.items() if n.startswith(package.name)),
-            "weights": sum(f["bytes"] for n, f in files.items() if n.endswith(weights)),
+            "package": sum(f["bytes"] for n, f in listed.items() if n.startswith(package.name)),
+            "weights": sum(f["bytes"] for n, f in listed.items() if n.endswith(weights)),
             "checkpoint_weights": sum(t.nbytes for t in checkpoint.tensors.values()),
             "key_value_cache": cache,
         },
-        "files": files,
+        "files": listed,
     }
-    _write_json(folder / MANIFEST, manifest)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files.write_json(folder / manifest.NAME, content)
 
 
 def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
@@ -126,14 +115,10 @@ def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path.name} of the checkpoint is not valid JSON: {error}.") from None
+    content = files.parse_json(
+        files.decode(path.read_bytes(), f"{path.name} of the checkpoint"),
+        f"{path.name} of the checkpoint",
+    )
     if not isinstance(content, dict):
         raise UserError(f"{path.name} of the checkpoint is not a JSON object.")
     return content
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

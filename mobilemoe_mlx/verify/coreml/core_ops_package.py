@@ -7,9 +7,11 @@ from pathlib import Path
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.metadata import user_defined
 from mobilemoe_mlx.export.coreml.options import TARGETS
+from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
 from mobilemoe_mlx.mil.evaluator import Evaluator
 from mobilemoe_mlx.mil.program import TensorType, read_package
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
@@ -22,11 +24,13 @@ from mobilemoe_mlx.verify.weights_check import WeightsCheck
 class CoreOpsPackage:
     """The ML Program of Core ML's own ops."""
 
+    format: str = FORMAT
     form: str = "core-ops"
     arithmetics: tuple[Arithmetic, ...] = ("float32", "declared")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.manifest = resources_folder(path) / manifest.NAME
         self._package = read_package(path)
         functions = sorted(self._package.functions)
         if functions != sorted((names.PREFILL, names.DECODE)):

@@ -20,7 +20,7 @@ from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom.contract import LayerClass
-from mobilemoe_mlx.export.coreml.resources import resources_name
+from mobilemoe_mlx.export.coreml.resources import resources_folder
 from mobilemoe_mlx.mlpackage.features import Feature, read_features
 from mobilemoe_mlx.mlpackage.model_file import model_file, read_spec
 from mobilemoe_mlx.mlpackage.strict import UnknownContent, only, refuse_unknown_fields
@@ -64,7 +64,7 @@ def read_custom_layer_model(path: Path, resources: Path | None = None) -> Custom
     package. Raises UserError for a damaged package and for anything that the contract does not
     have.
     """
-    folder = path.with_name(resources_name(path)) if resources is None else resources
+    folder = resources_folder(path) if resources is None else resources
     try:
         spec = read_spec(model_file(path))
         _check_model(spec)

@@ -7,9 +7,11 @@ from pathlib import Path
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.metadata import user_defined
+from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
 from mobilemoe_mlx.mlpackage.features import Feature
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.verify.coreml.custom_layer_model import read_custom_layer_model
@@ -22,11 +24,13 @@ from mobilemoe_mlx.verify.weights_check import WeightsCheck
 class CustomLayerPackage:
     """The NeuralNetwork of custom layers, each computed by the reference of its contract."""
 
+    format: str = FORMAT
     form: str = "custom-layer"
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.manifest = resources_folder(path) / manifest.NAME
         self._package = read_custom_layer_model(path)
         self.user_defined = user_defined(self._package.user_defined)
         self.context = self._package.inputs[names.KEY_CACHE].shape[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.export.coreml.resources import sha256
+from mobilemoe_mlx.files import sha256
 
 
 class SideFile:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from package_edits import spec_of
 
+from mobilemoe_mlx import all_or_none
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml import package as package_module
@@ -122,12 +123,12 @@ def test_a_restoration_that_fails_keeps_the_earlier_export(
 
     def fail_at_the_package(source: Path, target: Path, moved: list) -> None:
         if target == out:
-            monkeypatch.setattr(package_module.os, "rename", full_disk)
+            monkeypatch.setattr(all_or_none.os, "rename", full_disk)
             raise OSError(5, "Input/output error")
-        package_module.os.rename(source, target)
+        all_or_none.os.rename(source, target)
         moved.append((source, target))
 
-    monkeypatch.setattr(package_module, "_move", fail_at_the_package)
+    monkeypatch.setattr(all_or_none, "_move", fail_at_the_package)
     with pytest.raises(UserError, match=r"it is in .*/old"):
         export_coreml(int4_folder, out, OPTIONS, force=True)
     (kept,) = tmp_path.glob(".*/old/x.mlpackage/Manifest.json")
@@ -172,14 +173,14 @@ def test_the_second_rename_failing_restores_the_first(
     out = tmp_path / "x.mlpackage"
     export_coreml(int4_folder, out, OPTIONS)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    rename = package_module._move
+    rename = all_or_none._move
 
     def fail_at_the_package(source: Path, target: Path, moved: list) -> None:
         if target == out:
             raise OSError(5, "Input/output error")
         rename(source, target, moved)
 
-    monkeypatch.setattr(package_module, "_move", fail_at_the_package)
+    monkeypatch.setattr(all_or_none, "_move", fail_at_the_package)
     with pytest.raises(UserError, match="could not be written"):
         export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -192,7 +193,7 @@ def test_an_interruption_between_two_renames_loses_nothing(
     out = tmp_path / "x.mlpackage"
     export_coreml(int4_folder, out, OPTIONS)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    rename, count = package_module.os.rename, 0
+    rename, count = all_or_none.os.rename, 0
 
     def interrupted_after(source: Path, target: Path) -> None:
         nonlocal count
@@ -201,7 +202,7 @@ def test_an_interruption_between_two_renames_loses_nothing(
         if count == after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(package_module.os, "rename", interrupted_after)
+    monkeypatch.setattr(all_or_none.os, "rename", interrupted_after)
     with pytest.raises(KeyboardInterrupt):
         export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -229,7 +230,10 @@ def broken(folder: Path, copy: Path) -> Path:
 
 def test_two_exports_at_once(int4_folder: Path, tmp_path: Path) -> None:
     work = tmp_path / ".x.mlpackage.partial"
-    with package_module._alone_in(work), pytest.raises(UserError, match="Another export writes x"):
+    with (
+        all_or_none._held_alone(work, tmp_path / "x.mlpackage"),
+        pytest.raises(UserError, match="Another process writes x"),
+    ):
         export_coreml(int4_folder, tmp_path / "x.mlpackage", OPTIONS)
     export_coreml(int4_folder, tmp_path / "x.mlpackage", OPTIONS)
     assert not work.exists()

@@ -171,7 +171,7 @@ def test_both_forms_are_one_model(inside: Path, beside: Path, tokens: np.ndarray
 
 def test_the_package_is_described(inside: Path) -> None:
     package = read_custom_layer_model(inside)
-    assert package.inputs["tokens"].shape == (-1,)
+    assert package.inputs["tokens"].pattern == (-1,)
     assert str(package.inputs["tokens"]) == "int32 [1..16]"
     assert package.inputs["key_cache"].shape == (2, 2, CONTEXT, 16)
     names = [layer.kind.name for layer in package.layers]
@@ -277,7 +277,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a float16 input": (
         lambda s: setattr(s.description.input[2].type.multiArrayType, "dataType", 65552),
-        "'key_cache' has the type 65552",
+        "'key_cache' has the type float16",
     ),
     "enumerated shapes": (
         lambda s: (
