@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -22,9 +21,11 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.numerics.json_values import json_values
 from mobilemoe_mlx.numerics.measures import (
     LayerComparison,
     TensorError,
+    all_not_finite,
     compare_layers,
     compare_predictions,
 )
@@ -48,12 +49,13 @@ class Comparison:
     kl_mean: float  # KL(PyTorch || MLX), nats per token
     kl_max: float
     tolerance: Limit
+    not_finite: tuple[str, ...]  # the first values of either that are not, by whose they are
     versions: dict[str, str]
 
     @property
     def passed(self) -> bool:
-        """Whether the judged measure of the logits is within its limit (NaN is not)."""
-        return self.judged <= self.tolerance.value
+        """Whether all is finite, and the judged measure of the logits within its limit."""
+        return not self.not_finite and self.judged <= self.tolerance.value
 
     @property
     def judged(self) -> float:
@@ -63,47 +65,16 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
         tolerance = self.tolerance._asdict()
-        return {**dataclasses.asdict(self), "tolerance": tolerance, "passed": self.passed}
-
-    def table(self) -> str:
-        """The report as text, one line a layer."""
-        lines = [
-            f"{self.checkpoint}: MLX {self.mlx_dtype} against PyTorch {self.torch_dtype}, "
-            f"{self.tokens} tokens",
-            "",
-            f"{'':>6} {'max error':>10} {'mean error':>10} {'cosine':>11} {'experts':>9} "
-            f"{'differing':>9} {'at first':>9} {'margin':>9} {'score err':>9}",
-        ]
-        for row in self.layers:
-            lines.append(
-                f"{row.layer:>6} {_errors(row.hidden)} {row.selection_agreement:>9.3%} "
-                f"{row.tokens_differing:>9} {row.first_flips:>9} "
-                f"{_small(row.flip_margin):>9} {_small(row.score_error):>9}"
-            )
-        verdict = "within" if self.passed else "BEYOND"
-        lines.append(f"{'logits':>6} {_errors(self.logits)}")
-        if self.logits_same_routing is not None and self.tokens_same_routing < self.tokens:
-            lines.append(
-                f"{'':>6} {_errors(self.logits_same_routing)}  "
-                f"({self.tokens_same_routing} tokens routed alike in every layer)"
-            )
-        lines += [
-            "",
-            f"top-1 agreement {self.top1_agreement:.3%}   "
-            f"KL mean {self.kl_mean:.2e}, max {self.kl_max:.2e} nats a token",
-            f"logits: {self.tolerance.measure} error {self.judged:.2e}, "
-            f"{verdict} the tolerance {self.tolerance.value:g}",
-        ]
-        return "\n".join(lines)
+        content = {**dataclasses.asdict(self), "tolerance": tolerance, "passed": self.passed}
+        return cast(dict[str, Any], json_values(content))
 
     def write(self, folder: Path) -> None:
         """Write compare.json and compare.png into `folder`, creating it."""
         from mobilemoe_mlx.compare.picture import draw  # matplotlib
 
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        for name, content in {"compare.json": text.encode(), "compare.png": draw(self)}.items():
-            files.write(folder / name, content)
+        files.write_json(folder / "compare.json", self.to_dict())
+        files.write(folder / "compare.png", draw(self))
 
 
 def compare_checkpoint(
@@ -153,7 +124,7 @@ def compare_checkpoint(
     return compare_traces(
         measured,
         reference,
-        checkpoint=folder.name,
+        checkpoint=str(folder),
         dtypes=(dtype, torch_dtype),
         tolerance=judged,
     )
@@ -184,6 +155,7 @@ def compare_traces(
         ),
         **compare_predictions(measured.logits, reference.logits)._asdict(),
         tolerance=tolerance,
+        not_finite=all_not_finite({"MLX": measured, "PyTorch": reference}),
         versions={
             "mlx": importlib.metadata.version("mlx"),
             "mlx device": str(mx.default_device().type).rpartition(".")[-1],
@@ -210,11 +182,3 @@ def _tokens(
     if prompt is None:
         tokens = np.random.default_rng(seed).integers(args.vocab_size, size=num_tokens).tolist()
     return tokens
-
-
-def _small(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1e}"
-
-
-def _errors(error: TensorError) -> str:
-    return f"{error.max:>10.2e} {error.mean:>10.2e} {error.cosine:>11.8f}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from mobilemoe_mlx.numerics.values import LayerValues
+from mobilemoe_mlx.numerics.values import LayerValues, Trace
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,24 @@ class TensorError:
 
     @classmethod
     def between(cls, measured: np.ndarray, reference: np.ndarray) -> TensorError:
-        """Two arrays of one shape; a value that is not finite makes every measure NaN."""
-        difference = np.abs(measured - reference)
+        """Two arrays [rows, columns]; a value that is not finite makes every measure NaN.
+
+        Against a reference of zeros every difference is infinite.
+        """
+        if not (np.isfinite(measured).all() and np.isfinite(reference).all()):
+            return cls(math.nan, math.nan, math.nan)
+        with np.errstate(over="ignore"):
+            difference = np.abs(measured - reference)
         size = float(np.abs(reference).max())
-        rms = float(np.sqrt(np.mean(np.square(reference), dtype=np.float64)))
-        norms = _norm(measured) * _norm(reference)
-        dot = float(np.einsum("ti,ti->", measured, reference, dtype=np.float64))
+        if size == 0:
+            differs = bool(difference.any())
+            return cls(math.inf, math.inf, 0.0) if differs else cls(0.0, 0.0, 1.0)
+        squares = _dot(reference, reference)
+        norms = math.sqrt(squares) * math.sqrt(_dot(measured, measured))
         return cls(
             max=float(difference.max()) / size,
-            mean=float(difference.mean(dtype=np.float64)) / rms,
-            cosine=dot / norms,
+            mean=float(difference.mean(dtype=np.float64)) / math.sqrt(squares / reference.size),
+            cosine=_dot(measured, reference) / norms if norms else 0.0,
         )
 
 
@@ -85,6 +94,26 @@ def _compare_layer(
     return comparison, differing
 
 
+def all_not_finite(traces: Mapping[str, Trace]) -> tuple[str, ...]:
+    """Of each trace, by the name of what computed it: the first values that are not all finite.
+
+    A model computes layer by layer, so that is where the damage begins.
+    """
+    return tuple(
+        f"{what} of {name}"
+        for name, trace in traces.items()
+        if (what := _first_not_finite(trace)) is not None
+    )
+
+
+def _first_not_finite(trace: Trace) -> str | None:
+    for index, layer in enumerate(trace.layers):
+        for what, values in (("hidden states", layer.hidden), ("router scores", layer.scores)):
+            if not np.isfinite(values).all():
+                return f"layer {index}'s {what}"
+    return None if np.isfinite(trace.logits).all() else "the logits"
+
+
 class PredictionComparison(NamedTuple):
     """The next tokens that two programs predict, over all rows of their logits."""
 
@@ -111,5 +140,6 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def _norm(x: np.ndarray) -> float:
-    return float(np.sqrt(np.square(x).sum(dtype=np.float64)))
+def _dot(x: np.ndarray, y: np.ndarray) -> float:
+    """The sum of products in float64, where no square of a float32 overflows or vanishes."""
+    return float(np.einsum("ti,ti->", x, y, dtype=np.float64))

@@ -25,10 +25,13 @@ class GreedyCheck:
     difference: TensorError | None  # of the logits where they part; None: they do not
     gap: float  # by which MLX's likeliest token leads the package's there, over the logits' RMS
     limit: Limit
+    finite: bool = True  # all logits, of both
 
     @property
     def passed(self) -> bool:
         """Whether they agree, or part at a near tie where the logits are within the limit."""
+        if not self.finite:
+            return False
         if self.difference is None:
             return True
         within = getattr(self.difference, self.limit.measure) <= self.limit.value
@@ -48,10 +51,13 @@ def compare_greedy(
     theirs = model(mx.array([prompt]), cache)[0, -1]
     generated: list[int] = []
     expected: list[int] = []
-    difference, gap = None, 0.0
+    difference, gap, finite = None, 0.0, True
     for position in range(len(prompt), len(prompt) + count):
         generated.append(int(mine[-1].argmax()))
         expected.append(int(mx.argmax(theirs).item()))
+        if not (np.isfinite(mine[-1]).all() and mx.isfinite(theirs).all().item()):
+            finite = False
+            break
         if generated[-1] != expected[-1]:
             reference = np.array(theirs.astype(mx.float32))
             difference = TensorError.between(mine[-1:], reference[None])
@@ -68,4 +74,5 @@ def compare_greedy(
         difference=difference,
         gap=gap,
         limit=limit(arithmetic, len(model.layers)),
+        finite=finite,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from mobilemoe_mlx.numerics.measures import (
     LayerComparison,
     TensorError,
+    all_not_finite,
     compare_layers,
     compare_predictions,
 )
@@ -35,6 +36,7 @@ class CaseJudgement:
     top1_agreement: float
     kl_mean: float  # KL(MLX || export), nats per token
     kl_max: float
+    not_finite: tuple[str, ...]  # the first values of either that are not, by whose they are
     layers_within: bool  # in float32: residual stream and scores of every layer agree
     routing_explained: bool  # differences in routing are near ties, and do no more than those do
     limit: Limit
@@ -43,7 +45,7 @@ class CaseJudgement:
     def passed(self) -> bool:
         """Whether logits and layers are within limits (NaN is not) and the routing is explained."""
         within = self.judged <= self.limit.value and self.layers_within
-        return within and self.routing_explained
+        return within and self.routing_explained and not self.not_finite
 
 
 class _Findings(NamedTuple):
@@ -71,6 +73,7 @@ def judge(
         rows=len(rows),
         logits=TensorError.between(measured.logits, reference.logits),
         limit=limit(arithmetic, len(layers)),
+        not_finite=all_not_finite({"the export": measured, "MLX": reference}),
         **findings._asdict(),
         **compare_predictions(measured.logits, reference.logits)._asdict(),
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from mobilemoe_mlx.numerics.json_values import json_values
 from mobilemoe_mlx.numerics.measures import LayerComparison, TensorError
 from mobilemoe_mlx.verify.greedy import GreedyCheck
 from mobilemoe_mlx.verify.judgement import CaseJudgement
@@ -43,7 +44,7 @@ class Verdict:
                 "limit": self.greedy.limit._asdict(),
                 "passed": self.greedy.passed,
             }
-        return {**content, "passed": self.passed}
+        return cast(dict[str, Any], json_values({**content, "passed": self.passed}))
 
     def text(self) -> str:
         """The report as text: a line a check, layers only where something is wrong."""
@@ -101,6 +102,7 @@ def _case_lines(case: CaseJudgement) -> list[str]:
         f"{case.top1_agreement:.1%}; KL mean {case.kl_mean:.1e}, max {case.kl_max:.1e}; worst "
         f"layer mean {worst.mean:.1e}; {flips} routing near ties fell differently",
     ]
+    lines += [f"       not finite: {what}" for what in case.not_finite]
     if not case.routing_explained:
         lines.append("       routing differs by more than the scores' error explains")
     if not case.layers_within:
@@ -124,6 +126,8 @@ def _layer_line(layer: LayerComparison) -> str:
 
 def _greedy_line(greedy: GreedyCheck) -> str:
     start = f"{_verdict(greedy.passed)} greedy text after {greedy.prompt} tokens: "
+    if not greedy.finite:
+        return f"{start}logits that are not finite at token {len(greedy.generated)}"
     if greedy.difference is None:
         return f"{start}the same {len(greedy.generated)} tokens"
     error: TensorError = greedy.difference
