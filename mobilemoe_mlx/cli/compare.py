@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.comparison import compare_checkpoint
+    from mobilemoe_mlx.compare.table import as_text
 
     report = compare_checkpoint(
         resolve(args.checkpoint),
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tolerance=args.tolerance,
     )
-    print(report.table())
+    print(as_text(report))
     if args.output is not None:
         report.write(args.output)
         print(f"Wrote {args.output / 'compare.json'} and {args.output / 'compare.png'}")
