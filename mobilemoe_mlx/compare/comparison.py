@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.checkpoint.check import check_finite, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
 from mobilemoe_mlx.config import ModelArgs
@@ -94,7 +94,8 @@ def compare_checkpoint(
     `tolerance`: replaces the limit of COMPARE_LIMITS, which is taken from the coarser type.
     Raises UserError for a type the checkpoint cannot be run in (MLX: BF16 folders in float32 or
     bfloat16, INT4 folders in float32 or float16), for another layout, for an empty or over-long
-    sequence, for a negative seed, and for a tolerance that is negative or not finite.
+    sequence, for weights that are not finite, for a negative seed, and for a tolerance that is
+    negative or not finite.
     """
     torch_dtype = torch_dtype or dtype
     if seed < 0:
@@ -115,6 +116,8 @@ def compare_checkpoint(
                 f"choose {', '.join(COMPARE_LIMITS)}."
             )
     tokens = _tokens(folder, checkpoint.args, prompt, num_tokens, seed)
+    check_scales(checkpoint)
+    check_finite(checkpoint)  # also where no token of this sequence goes
     # One after the other: only one copy of the weights is in memory.
     measured = load_and_trace_mlx(folder, dtype, tokens)
     reference = load_and_trace_torch(folder, torch_dtype, tokens)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx.checkpoint import layouts
-from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.check import Checkpoint, check_finite, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor
 from mobilemoe_mlx.errors import UserError
@@ -24,7 +24,7 @@ def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
     """
     checkpoint = open_checkpoint(folder)
     check_scales(checkpoint)
-    _check_finite(checkpoint)
+    check_finite(checkpoint)
     if checkpoint.layout is Layout.FLOAT:
         if not quantize:
             raise UserError(
@@ -41,15 +41,6 @@ def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
     return dataclasses.replace(
         checkpoint, args=as_quantized(checkpoint.args), layout=Layout.INT4, tensors=tensors
     )
-
-
-def _check_finite(checkpoint: Checkpoint) -> None:
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype in ("F32", "BF16") and not mx.isfinite(tensor.read()).all().item():
-            raise UserError(
-                f"{checkpoint.folder}: {name} has values that are not finite: the checkpoint is "
-                "damaged, or its training diverged."
-            )
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

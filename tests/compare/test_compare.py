@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import matplotlib.image  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx.checkpoint.rewrite import convert  # noqa: E402
@@ -23,6 +23,7 @@ from mobilemoe_mlx.compare.comparison import (  # noqa: E402
     compare_checkpoint,
     compare_traces,
 )
+from mobilemoe_mlx.compare.table import as_text  # noqa: E402
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model  # noqa: E402
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE  # noqa: E402
 from mobilemoe_mlx.compare.trace import trace_torch  # noqa: E402
@@ -202,6 +203,47 @@ def test_not_a_number_does_not_pass(folders: dict[str, Path]):
             tolerance=Limit("max", 1.0),
         )
         assert not result.passed
+
+
+def test_a_layer_that_is_not_a_number_does_not_pass_behind_finite_logits():
+    logits = np.random.default_rng(0).normal(size=(3, 5))
+    good, bad = (trace([[0.9, 0.5, 0.4]] * 3, logits) for _ in range(2))
+    bad.layers[1].hidden[2, 0] = np.nan
+    result = compare_traces(
+        bad, good, checkpoint="x", dtypes=("float32", "float32"), tolerance=Limit("max", 1.0)
+    )
+    assert result.logits.max == 0 and not result.passed
+    assert "NOT FINITE: layer 0's hidden states of MLX" in as_text(result)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["layers"][1]["hidden"] == {
+        "max": None,
+        "mean": None,
+        "cosine": None,
+    }
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_damaged_expert_is_refused_where_no_token_meets_it(
+    folders: dict[str, Path], tmp_path: Path, wrong: float
+):
+    shutil.copytree(folders["bf16"], tmp_path / "damaged")
+    path = tmp_path / "damaged" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.feed_forward.experts.down_proj"][11, 3, 5] = wrong
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"layers.1.feed_forward.experts.down_proj.* not finite"):
+        compare_checkpoint(tmp_path / "damaged", num_tokens=1)
+
+
+def test_the_table_explains_itself(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    assert main(["compare", str(folders["int4"]), "--tokens", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{folders['int4']}: MLX float32")
+    (head,) = [line for line in lines if line.startswith(" layer")]
+    columns = ["max error", "mean error", "cosine", "same experts", "rerouted", "new", "margin"]
+    places = [head.index(column) for column in [*columns, "score error"]]
+    assert places == sorted(places)
+    legend = "\n".join(lines[lines.index("") :])
+    assert all(f"\n{column} " in legend for column in [*columns, "score error"])
 
 
 def test_json_and_picture_are_written(folders: dict[str, Path], tmp_path: Path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mobilemoe_mlx.numerics.measures import TensorError
-from mobilemoe_mlx.numerics.tolerance import FLOAT16_ROUNDING, limit
+from mobilemoe_mlx.numerics.tolerance import FLOAT16_ROUNDING, Arithmetic, limit
 from mobilemoe_mlx.numerics.values import LayerValues, Trace
 from mobilemoe_mlx.verify.calls import Call, chat_plan, plan
 from mobilemoe_mlx.verify.cases import Case
@@ -78,6 +78,42 @@ def test_a_clear_choice_may_not() -> None:
 
 def test_a_near_tie_hides_no_mistake_behind_it() -> None:
     assert not routed_otherwise(gap=1e-6, later_error=0.1).passed
+
+
+# -- numbers that are not finite ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "declared"])
+@pytest.mark.parametrize("where", ["hidden", "scores", "logits"])
+@pytest.mark.parametrize("of_reference", [False, True])
+def test_what_is_not_finite_never_passes(
+    arithmetic: Arithmetic, where: str, of_reference: bool
+) -> None:
+    """Not even behind a token routed otherwise, where no measure of a limit looks."""
+    random = np.random.default_rng(0)
+    scores = np.tile(np.array([0.9, 0.5, 0.5, 0.1], np.float32), (8, 1))
+    hidden = random.normal(size=(8, 4)).astype(np.float32)
+    logits = random.normal(size=(8, 32)).astype(np.float32)
+
+    def trace(second_expert: int) -> Trace:
+        experts = np.tile(np.array([0, 1]), (8, 1))
+        experts[3, 1] = second_expert
+        return Trace([LayerValues(hidden.copy(), scores.copy(), experts)], logits.copy())
+
+    case = Case("short", [0] * 8, 4)
+    measured, reference = trace(2), trace(1)
+    assert judge(case, measured, reference, list(range(8)), arithmetic).passed
+    broken = reference if of_reference else measured
+    array = broken.logits if where == "logits" else getattr(broken.layers[0], where)
+    array[3, 0] = np.inf if where == "scores" else np.nan
+    judgement = judge(case, measured, reference, list(range(8)), arithmetic)
+    assert not judgement.passed
+    assert judgement.not_finite
+
+
+def test_greedy_text_of_nan_never_passes() -> None:
+    report = GreedyCheck(4, (0,), (0,), None, 0.0, limit("float32", 20), finite=False)
+    assert not report.passed
 
 
 # -- the plan of calls and the tolerance -------------------------------------------------------
