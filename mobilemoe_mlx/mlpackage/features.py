@@ -73,8 +73,8 @@ def _feature(proto: Any, where: str, fixed: bool) -> Feature:
     only(array, where, "shape", "dataType", *(() if fixed else ("shapeRange",)))
     if array.dataType not in _DTYPES:
         raise UnknownContent(f"{where} has the type {array.dataType}")
-    ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
-    ranges = ranges or [(size, size) for size in array.shape]
+    ranges = tuple((r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges)
+    ranges = ranges or tuple((size, size) for size in array.shape)
     if any(not 1 <= low <= high for low, high in ranges):
         raise UnknownContent(f"{where} has the sizes {ranges}")
     if list(array.shape) != [low for low, _ in ranges]:
