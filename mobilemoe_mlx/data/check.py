@@ -109,9 +109,11 @@ def check_mixture(
                 statistics.skipped[record] += 1
                 continue
             repeated += bool(held) and _key(record) in held
-            if encode is not None and (encode_all or not statistics.documents):
-                fit(Document(*encode(record)), longest, statistics)
             usable += 1
+            if encode is not None and (encode_all or not statistics.documents):
+                fitted = fit(Document(*encode(record)), longest, statistics)
+                if isinstance(fitted, Reason):
+                    statistics.skipped[fitted] += 1
         if not (statistics.documents if encode is not None else usable):
             raise UserError(no_usable_record(source, statistics.skipped))
         if repeated:

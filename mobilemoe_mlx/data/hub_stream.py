@@ -69,6 +69,9 @@ class StreamRows:
         """The next record, or why it has no content; raises BadRecord."""
         return read_record(self._next_row(), self._config, self._place)
 
+    def leave_out(self, reason: Reason) -> None:
+        """A stream keeps no account of its records."""
+
     def _place(self) -> str:
         return f"a record of {self._config.path}"
 

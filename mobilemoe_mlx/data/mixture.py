@@ -143,8 +143,9 @@ class Mixture:
         start = source.epoch
         while True:
             document = fit(Document(*self._encode(next(source))), longest, source.statistics)
-            if document is not None:
+            if not isinstance(document, Reason):
                 return document
+            source.leave_out(document)
             if source.epoch > start + 1:
                 raise UserError(no_usable_record(source.config, source.statistics.skipped))
 
@@ -176,21 +177,25 @@ def encoded(
 ) -> Iterator[Document]:
     """Encode and cut records, and count them; those without a target are left out."""
     for record in records:
+        item: Document | Reason
         if isinstance(record, Reason):
-            statistics.skipped[record] += 1
-        elif (document := fit(Document(*encode(record)), longest, statistics)) is not None:
-            yield document
+            item = record
+        else:
+            item = fit(Document(*encode(record)), longest, statistics)
+        if isinstance(item, Reason):
+            statistics.skipped[item] += 1
+        else:
+            yield item
 
 
-def fit(document: Document, longest: int | None, statistics: SourceStatistics) -> Document | None:
-    """Cut a document to `longest` tokens and count it; None where no target is left."""
+def fit(document: Document, longest: int | None, statistics: SourceStatistics) -> Document | Reason:
+    """Cut a document to `longest` tokens and count it; a reason where no target is left."""
     tokens, loss = document
     cut = max(0, len(tokens) - longest) if longest is not None else 0
     if cut:
         tokens, loss = tokens[:longest], loss[:longest]
     if not any(loss[1:]):  # the first token is an input only
-        statistics.skipped[Reason.BEYOND_CONTEXT if cut else Reason.EMPTY_ANSWER] += 1
-        return None
+        return Reason.BEYOND_CONTEXT if cut else Reason.EMPTY_ANSWER
     statistics.truncated += bool(cut)
     statistics.tokens_cut += cut
     statistics.documents += 1

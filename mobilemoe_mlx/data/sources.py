@@ -67,9 +67,14 @@ class Source:
             record = settle(record, self.config, self._on_bad_record)
             if not isinstance(record, Reason):
                 return record
-            self.statistics.skipped[record] += 1
+            self.leave_out(record)
             if self.epoch > start + 1:
                 raise UserError(no_usable_record(self.config, self.statistics.skipped))
+
+    def leave_out(self, reason: Reason) -> None:
+        """Count the last record as skipped; of a local file it is not read again."""
+        self.statistics.skipped[reason] += 1
+        self._rows.leave_out(reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next record, JSON-serialisable."""
@@ -86,6 +91,8 @@ class _Rows(Protocol):
 
     def next_record(self) -> Record | Reason: ...
 
+    def leave_out(self, reason: Reason) -> None: ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -98,6 +105,8 @@ class _FileRows:
         self._name = config.name
         self._records = records
         self._seed = seed
+        self._last = 0  # the record given last
+        self._left_out: dict[int, Reason] = {}  # known to have nothing to learn from
         self._start_epoch(0)
 
     def _start_epoch(self, epoch: int) -> None:
@@ -106,11 +115,15 @@ class _FileRows:
         self._order = np.random.default_rng([*self._seed, epoch]).permutation(len(self._records))
 
     def next_record(self) -> Record | Reason:
-        index = int(self._order[self._position])
+        self._last = int(self._order[self._position])
         self._position += 1
         if self._position == len(self._records):
             self._start_epoch(self.epoch + 1)
-        return self._records.read(index)
+        known = self._left_out.get(self._last)
+        return known if known is not None else self._records.read(self._last)
+
+    def leave_out(self, reason: Reason) -> None:
+        self._left_out[self._last] = reason
 
     def state_dict(self) -> dict[str, Any]:
         return {
