@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 EXAMPLES = (
     "mobilemoe quickstart",
@@ -22,11 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a value of the tiny recipe, as in `mobilemoe train`",
     )
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from mobilemoe_mlx.quickstart.run import quickstart
 
-    report = quickstart(args.run, overrides=args.overrides, overwrite=args.overwrite)
-    print(f"\nThe report is {report}")
+    check_json(args.json)
+    output = sys.stderr if prints_json(args.json) else sys.stdout
+    finished = quickstart(
+        args.run,
+        overrides=args.overrides,
+        overwrite=args.overwrite,
+        say=lambda text: print(text, file=output, flush=True),
+    )
+    write_json(args.json, finished.figures.to_dict())
+    print(f"\nThe report is {finished.report}", file=output)

@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import statistics
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.accounting import account
-from mobilemoe_mlx.export.coreml.package import Exported
-from mobilemoe_mlx.quickstart.samples import Sample
-from mobilemoe_mlx.train.metrics import read_metrics
-from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe
-from mobilemoe_mlx.verify.verdict import Verdict
+from mobilemoe_mlx.quickstart.results import Figures, Results
+from mobilemoe_mlx.quickstart.samples import (
+    CODE,
+    DOCUMENTATION,
+    QUESTION,
+    REPETITION_PENALTY,
+    Sample,
+)
+from mobilemoe_mlx.train.recipe import STAGE_TITLES
 
 
-@dataclass(frozen=True)
-class Results:
-    """What the quickstart produced."""
-
-    recipe: Recipe
-    corpus: dict[str, Any]  # statistics of data.stdlib_corpus
-    training: Path  # the run's folder
-    model_folder: Path  # the INT4 checkpoint
-    unigram: dict[str, float]  # stage -> nats a target
-    samples: list[Sample]
-    exported: Exported
-    verified: Verdict
-    seconds: dict[str, float]  # step -> wall time
-
-
-def write_report(results: Results, path: Path) -> Path:
-    """Write the report of `results` to `path`."""
+def write_report(results: Results, numbers: Figures, path: Path) -> Path:
+    """Write the report of `results` to `path`; `numbers`: their figures."""
+    first = [next(s for s in results.samples if s.kind == kind) for kind in _SAMPLE_TITLES]
     parts = [
         "# MobileMoE quickstart report",
         _summary(results),
+        _headline(numbers),
+        "What the INT4 checkpoint writes (greedy, repetition penalty "
+        f"{REPETITION_PENALTY}; a model this small learns form, not facts):",
+        *map(_sample, first),
+        "## Loss",
+        _losses(results, numbers),
+        "## INT4",
+        _int4(numbers),
+        "## Expert load",
+        _load(numbers),
+        "## Speed",
+        _speed(numbers),
+        "## Model",
+        _model(results, numbers),
         "## Data",
         _data(results),
-        "## Model",
-        _model(results),
-        "## Loss",
-        _losses(results),
-        "## INT4",
-        _int4(results),
-        "## Expert load",
-        _load(results),
-        "## Samples of the INT4 checkpoint",
-        _samples(results),
         "## Core ML package",
         _package(results),
-        "## Speed",
-        _speed(results),
+        "## More samples of the INT4 checkpoint",
+        *(_sample(sample) for sample in results.samples if sample not in first),
     ]
     files.write(path, ("\n\n".join(parts) + "\n").encode())
     return path
@@ -72,6 +61,115 @@ def _summary(results: Results) -> str:
     )
 
 
+def _headline(numbers: Figures) -> str:
+    """The four numbers that a reader wants."""
+    losses = [
+        f"{STAGE_TITLES[name]} **{stage.loss_after:.3f}** ({stage.bits_per_byte:.2f})"
+        for name, stage in numbers.stages.items()
+    ]
+    after, nearest = (
+        loss - numbers.loss_bf16 for loss in (numbers.loss_qat_int4, numbers.loss_nearest_int4)
+    )
+    training = sum(stage.tokens for stage in numbers.stages.values()) / sum(
+        stage.tokens / stage.tokens_per_second for stage in numbers.stages.values()
+    )
+    speed = [f"**{training:,.0f} tokens/s** in training"]
+    if numbers.decode_tokens_per_second is not None:
+        speed.append(f"{numbers.decode_tokens_per_second:,.0f} tokens/s in INT4 answers")
+    speed.append(f"{_duration(sum(numbers.seconds.values()))} in all")
+    rows = [
+        ["held-out loss, nats a token (bits a byte)", ", ".join(losses)],
+        [
+            "cost of INT4, nats a token",
+            f"**{after:+.3f}** after QAT; {nearest:+.3f} when only rounded",
+        ],
+        [
+            "size",
+            f"**{numbers.checkpoint_bytes / 1e6:.1f} MB** in INT4, as a Core ML package "
+            f"{numbers.package_bytes / 1e6:.1f} MB; {numbers.total_parameters / 1e6:.1f} M "
+            f"parameters, {numbers.active_parameters / 1e6:.1f} M of them active for a token",
+        ],
+        ["speed", ", ".join(speed)],
+    ]
+    return _table(["", ""], rows)
+
+
+def _losses(results: Results, numbers: Figures) -> str:
+    rows = [
+        [
+            STAGE_TITLES[name],
+            f"{stage.tokens:,}",
+            str(results.recipe.stages[name].data.context),
+            f"{results.recipe.stages[name].optimizer.peak_lr:g}, "
+            f"{results.recipe.stages[name].optimizer.schedule}",
+            f"{stage.unigram_loss:.3f}",
+            f"{stage.loss_before:.3f}",
+            f"**{stage.loss_after:.3f}**",
+            f"{stage.bits_per_byte:.3f}",
+        ]
+        for name, stage in numbers.stages.items()
+    ]
+    head = ["stage", "tokens", "context", "peak rate", "unigram", "before", "after"]
+    head.append("bits a byte")
+    return (
+        "Held-out cross-entropy, nats a token (SFT and QAT: of the answers only), against guessing "
+        "by frequency alone. Bits a byte of text do not depend on the vocabulary.\n\n"
+        f"{_table(head, rows)}\n\n![losses](losses.png)"
+    )
+
+
+def _int4(numbers: Figures) -> str:
+    rows = [
+        ["BF16, before QAT", f"{numbers.loss_bf16:.4f}"],
+        ["INT4, rounded to nearest", f"{numbers.loss_nearest_int4:.4f}"],
+        ["INT4, after QAT", f"{numbers.loss_qat_int4:.4f}"],
+    ]
+    return (
+        "Loss on the same held-out answers. QAT has trained for longer than the other two, so part "
+        f"of its gain is plain training.\n\n{_table(['weights', 'held-out loss'], rows)}"
+    )
+
+
+def _load(numbers: Figures) -> str:
+    rows = [
+        [
+            STAGE_TITLES[name],
+            f"{stage.load_entropy:.3f}",
+            f"{stage.busiest_expert:.2f}",
+            str(stage.experts_without_a_token),
+        ]
+        for name, stage in numbers.stages.items()
+    ]
+    head = ["stage", "load entropy (1 = even)", "busiest expert / mean", "experts without a token"]
+    return f"At the last step of each stage.\n\n{_table(head, rows)}\n\n![load](expert-load.png)"
+
+
+def _speed(numbers: Figures) -> str:
+    rows = [
+        [f"training, {STAGE_TITLES[name]}", f"{stage.tokens_per_second:,.0f} tokens/s"]
+        for name, stage in numbers.stages.items()
+    ]
+    if numbers.decode_tokens_per_second is not None:
+        rows.append(["INT4 decoding", f"{numbers.decode_tokens_per_second:,.0f} tokens/s"])
+    rows += [[name, _duration(seconds)] for name, seconds in numbers.seconds.items()]
+    return _table(["", "median, or wall time"], rows)
+
+
+def _model(results: Results, numbers: Figures) -> str:
+    args = results.recipe.model
+    rows = [
+        ["layers, hidden size", f"{args.num_hidden_layers}, {args.hidden_size}"],
+        [
+            "experts",
+            f"{args.num_local_experts} routed (top-{args.num_experts_per_tok}), 1 shared",
+        ],
+        ["parameters", f"{numbers.total_parameters:,} ({numbers.active_parameters:,} active)"],
+        ["vocabulary", f"{args.vocab_size:,}"],
+        ["INT4 checkpoint", f"{numbers.checkpoint_bytes:,} bytes"],
+    ]
+    return _table(["", "MobileMoE-tiny"], rows)
+
+
 def _data(results: Results) -> str:
     rows = [
         [kind, f"{train['records']:,}", f"{train['characters']:,}", f"{held['records']:,}"]
@@ -81,85 +179,6 @@ def _data(results: Results) -> str:
     table = _table(["text", "records", "characters", "held-out records"], rows)
     modules = ", ".join(f"`{name}`" for name in results.corpus["heldout_modules"])
     return f"{table}\n\nHeld-out modules, never trained on: {modules}."
-
-
-def _model(results: Results) -> str:
-    args = results.recipe.model
-    sizes = account(args)
-    file = sum(f.stat().st_size for f in results.model_folder.glob("*.safetensors"))
-    rows = [
-        ["layers, hidden size", f"{args.num_hidden_layers}, {args.hidden_size}"],
-        [
-            "experts",
-            f"{args.num_local_experts} routed (top-{args.num_experts_per_tok}), 1 shared",
-        ],
-        ["parameters", f"{sizes.total_parameters:,} ({sizes.active_parameters:,} active)"],
-        ["vocabulary", f"{args.vocab_size:,}"],
-        ["INT4 checkpoint", f"{file:,} bytes"],
-    ]
-    return _table(["", "MobileMoE-tiny"], rows)
-
-
-def _losses(results: Results) -> str:
-    rows = []
-    for name, stage in results.recipe.stages.items():
-        records = read_metrics(results.training / name / "metrics.jsonl")
-        heldout = [r["heldout_loss"] for r in records if "heldout_loss" in r]
-        rows.append(
-            [
-                STAGE_TITLES[name],
-                f"{stage.steps * stage.batch_size * stage.data.context:,}",
-                str(stage.data.context),
-                f"{stage.optimizer.peak_lr:g}, {stage.optimizer.schedule}",
-                f"{results.unigram[name]:.3f}",
-                f"{heldout[0]:.3f}",
-                f"**{heldout[-1]:.3f}**",
-            ]
-        )
-    head = ["stage", "tokens", "context", "peak rate", "unigram", "before", "after"]
-    return (
-        "Held-out cross-entropy, nats a token (SFT and QAT: of the answers only), against guessing "
-        f"by frequency alone.\n\n{_table(head, rows)}\n\n![losses](losses.png)"
-    )
-
-
-def _int4(results: Results) -> str:
-    numbers = json.loads((results.training / "qat" / "quantization.json").read_text("utf-8"))
-    rows = [
-        ["BF16, before QAT", f"{numbers['bf16']:.4f}"],
-        ["INT4, rounded to nearest", f"{numbers['round_to_nearest_int4']:.4f}"],
-        ["INT4, after QAT", f"{numbers['qat_int4']:.4f}"],
-    ]
-    return (
-        "Loss on the same held-out answers. QAT has trained for longer than the other two, so part "
-        f"of its gain is plain training.\n\n{_table(['weights', 'held-out loss'], rows)}"
-    )
-
-
-def _load(results: Results) -> str:
-    rows = []
-    for name in results.recipe.stages:
-        last = [r for r in read_metrics(results.training / name / "metrics.jsonl") if "loss" in r]
-        rows.append(
-            [
-                STAGE_TITLES[name],
-                f"{statistics.mean(last[-1]['load_entropy']):.3f}",
-                f"{max(last[-1]['max_load']):.2f}",
-                str(int(sum(last[-1]["dead_experts"]))),
-            ]
-        )
-    head = ["stage", "load entropy (1 = even)", "busiest expert / mean", "experts without a token"]
-    return f"At the last step of each stage.\n\n{_table(head, rows)}\n\n![load](expert-load.png)"
-
-
-def _samples(results: Results) -> str:
-    parts = ["Greedy, repetition penalty 1.1. A model this small learns form, not facts."]
-    for sample in results.samples:
-        title = "Question" if sample.is_chat else "Code to continue"
-        parts.append(
-            f"{title}:\n\n```text\n{sample.prompt}\n```\n\nAnswer:\n\n```text\n{sample.text}\n```"
-        )
-    return "\n\n".join(parts)
 
 
 def _package(results: Results) -> str:
@@ -172,20 +191,21 @@ def _package(results: Results) -> str:
     )
 
 
-def _speed(results: Results) -> str:
-    rows = []
-    for name in results.recipe.stages:
-        records = read_metrics(results.training / name / "metrics.jsonl")
-        rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
-        rows.append(
-            [f"training, {STAGE_TITLES[name]}", f"{statistics.median(rates):,.0f} tokens/s"]
-        )
-    decode = [s.statistics.generated_tokens_per_second for s in results.samples]
-    rates = [rate for rate in decode if rate is not None]
-    if rates:
-        rows.append(["INT4 decoding", f"{statistics.median(rates):,.0f} tokens/s"])
-    rows += [[name, f"{seconds:.0f} s"] for name, seconds in results.seconds.items()]
-    return _table(["", "median, or wall time"], rows)
+_SAMPLE_TITLES = {
+    CODE: ("Code to continue", "It writes"),
+    DOCUMENTATION: ("Documentation to continue", "It writes"),
+    QUESTION: ("Question", "It answers"),
+}
+
+
+def _sample(sample: Sample) -> str:
+    before, after = _SAMPLE_TITLES[sample.kind]
+    return f"{before}:\n\n```text\n{sample.prompt}\n```\n\n{after}:\n\n```text\n{sample.text}\n```"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -7,21 +7,49 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.quickstart.baseline import unigram_loss
-from mobilemoe_mlx.quickstart.report import Results, write_report
+from mobilemoe_mlx.quickstart.report import write_report
+from mobilemoe_mlx.quickstart.results import Figures, Results, figures
 from mobilemoe_mlx.quickstart.samples import generate_samples
+from mobilemoe_mlx.quickstart.text_bytes import bytes_per_target, token_bytes
 from mobilemoe_mlx.tokenizer import corpus_texts, load_tokenizer, train_tokenizer
+from mobilemoe_mlx.train.data import open_heldout
 from mobilemoe_mlx.train.plot import plot_run
 from mobilemoe_mlx.train.recipe import load_recipe
 from mobilemoe_mlx.train.run import train
 from mobilemoe_mlx.verify.verify import verify_package
+
+T = TypeVar("T")
+
+
+class Finished(NamedTuple):
+    """What a quickstart leaves for its caller."""
+
+    report: Path  # RUN/report.md
+    figures: Figures
+
+
+class _Steps:
+    """Announces each step with its number and keeps how long it took."""
+
+    def __init__(self, count: int, say: Callable[[str], None]) -> None:
+        self.count, self.say = count, say
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, call: Callable[[], T]) -> T:
+        self.say(f"[{len(self.seconds) + 1}/{self.count}] {name} ...")
+        start = time.perf_counter()
+        result = call()
+        self.seconds[name] = time.perf_counter() - start
+        return result
 
 
 def quickstart(
@@ -31,60 +59,74 @@ def quickstart(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     say: Callable[[str], None] = print,
-) -> Path:
-    """Train, quantise, run, export, verify, report; returns the report's path (RUN/report.md).
+) -> Finished:
+    """Train, quantise, run, export, verify and report, everything in the folder `run`.
 
     `overrides`: as for `mobilemoe train`. Raises UserError when `run` exists, unless `overwrite`,
     and when the exported package does not compute what the model does.
     """
-    folder = Path(run).resolve()
-    _clear(folder, overwrite)
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, call: Callable[[], Any]) -> Any:
-        say(f"{name} ...")
-        start = time.perf_counter()
-        result = call()
-        seconds[name] = time.perf_counter() - start
-        return result
-
+    folder = files.resolved(run)
     corpus, tokenizer_folder = folder / "corpus", folder / "tokenizer"
     config = load_recipe(
         recipe, [f"tokenizer.path='{tokenizer_folder}'", f"data.folder='{corpus}'", *overrides]
     )
-    statistics = timed("Corpus", lambda: build_stdlib_corpus(corpus))
-    files = [corpus / f"{kind}.train.jsonl" for kind in ("code", "docs", "qa")]
-    texts = itertools.chain.from_iterable(corpus_texts(file) for file in files)
+    _clear(folder, overwrite)
+    steps = _Steps(7, say)
+
+    # 1. The text that every machine has: the source and documentation of Python's own library.
+    statistics = steps.run("Corpus", lambda: build_stdlib_corpus(corpus))
+
+    # 2. A tokenizer of that text, with as many tokens as the recipe's model has.
+    sources = [corpus / f"{kind}.train.jsonl" for kind in ("code", "docs", "qa")]
+    texts = itertools.chain.from_iterable(corpus_texts(source) for source in sources)
     vocabulary = config.model.vocab_size
-    timed("Tokenizer", lambda: train_tokenizer(texts, vocabulary, tokenizer_folder))
+    steps.run("Tokenizer", lambda: train_tokenizer(texts, vocabulary, tokenizer_folder))
+
+    # 3. The recipe's stages: pre-training, mid-training, SFT, and QAT, which leaves INT4 weights.
     training = folder / "training"
-    model_folder = timed("Training", lambda: train(config, training))
-    tokenizer = load_tokenizer(tokenizer_folder)
+    model_folder = steps.run("Training", lambda: train(config, training))
+
+    # 4. The package for an app.
     package = folder / f"MobileMoE-{Path(recipe).stem}.mlpackage"
-    exported = timed(
-        "Core ML package",
-        lambda: export_coreml(model_folder, package, _export_options(config.model)),
+    options = _export_options(config.model)
+    exported = steps.run("Core ML package", lambda: export_coreml(model_folder, package, options))
+
+    # 5. The saved package, evaluated op by op, against the checkpoint.
+    verified = steps.run("Proof of the package", lambda: verify_package(package, model_folder))
+
+    # 6. What guessing by frequency alone reaches on the held-out text, which training has to beat.
+    tokenizer = load_tokenizer(tokenizer_folder)
+    unigram = steps.run(
+        "Unigram baselines",
+        lambda: {n: unigram_loss(config, s, tokenizer) for n, s in config.stages.items()},
     )
-    verified = timed("Proof of the package", lambda: verify_package(package, model_folder))
+    sizes = token_bytes(tokenizer)
+    target_bytes = {
+        name: bytes_per_target(open_heldout(config, stage, tokenizer), sizes)
+        for name, stage in config.stages.items()
+    }
+
+    # 7. What the INT4 checkpoint writes.
+    samples = steps.run("Samples of the INT4 checkpoint", lambda: generate_samples(model_folder))
+
     results = Results(
         recipe=config,
         corpus=statistics,
         training=training,
         model_folder=model_folder,
-        unigram=timed(
-            "Unigram baselines",
-            lambda: {n: unigram_loss(config, s, tokenizer) for n, s in config.stages.items()},
-        ),
-        samples=timed("Samples of the INT4 checkpoint", lambda: generate_samples(model_folder)),
+        unigram=unigram,
+        target_bytes=target_bytes,
+        samples=samples,
         exported=exported,
         verified=verified,
-        seconds=seconds,
+        seconds=steps.seconds,
     )
     plot_run(training, folder)
-    report = write_report(results, folder / "report.md")
+    numbers = figures(results)
+    report = write_report(results, numbers, folder / "report.md")
     if not verified.passed:
         raise UserError(f"{package} does not compute what its checkpoint does; see {report}.")
-    return report
+    return Finished(report, numbers)
 
 
 def _export_options(args: ModelArgs) -> ExportOptions:

@@ -10,20 +10,24 @@ from mobilemoe_mlx.generate import Statistics, Step, stream
 from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.tokenizer import encode_text
 
-# Of the standard library; json is a held-out module, the others were seen in training.
-QUESTIONS = (
-    "What does `os.path.isdir` do?",
-    "What is the signature of `shutil.copyfile`?",
-    "What does `json.dumps` do?",
+CODE, DOCUMENTATION, QUESTION = "code", "documentation", "question"
+
+# The corpus' three kinds of text, the most telling of each first; json is a held-out module.
+PROMPTS = (
+    (CODE, "import os\nimport sys\n\n\nclass Error(Exception):\n"),
+    (DOCUMENTATION, "NAME\n    queue - A multi-producer"),
+    (QUESTION, "What does `os.path.isdir` do?"),
+    (QUESTION, "What is the signature of `shutil.copyfile`?"),
+    (QUESTION, "What does `json.dumps` do?"),
 )
-CODE_PROMPT = "import os\nimport sys\n\n\nclass Error(Exception):\n"
+REPETITION_PENALTY = 1.1
 
 
 class Sample(NamedTuple):
     """One prompt and its greedy continuation."""
 
+    kind: str  # CODE, DOCUMENTATION or QUESTION
     prompt: str
-    is_chat: bool
     text: str
     statistics: Statistics
 
@@ -31,19 +35,18 @@ class Sample(NamedTuple):
 def generate_samples(model_folder: Path, max_tokens: int = 60) -> list[Sample]:
     """Load the checkpoint as a user would and continue each prompt, greedily."""
     model, tokenizer = load_save.load(model_folder)
+    options = GenerationOptions(max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY)
     samples = []
-    for prompt in (*QUESTIONS, CODE_PROMPT):
-        is_chat = prompt is not CODE_PROMPT
-        if is_chat:
+    for kind, prompt in PROMPTS:
+        if kind == QUESTION:
             message = {"role": "user", "content": prompt}
             tokens = tokenizer.apply_chat_template([message], add_generation_prompt=True)
         else:
             tokens = [tokenizer.bos_token_id, *encode_text(tokenizer, prompt)]
         text = ""
-        options = GenerationOptions(max_tokens=max_tokens, repetition_penalty=1.1)
         for part in stream(model, tokenizer, tokens, options):
             if isinstance(part, Step):
                 text += part.text
             else:
-                samples.append(Sample(prompt, is_chat, text, part))
+                samples.append(Sample(kind, prompt, text, part))
     return samples

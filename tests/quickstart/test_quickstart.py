@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_quickstart import SMALL
+from training_fixtures import random_batch
 
 from mobilemoe_mlx import load
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.quickstart.baseline import unigram_loss
 from mobilemoe_mlx.quickstart.run import quickstart
-from mobilemoe_mlx.tokenizer import load_tokenizer
+from mobilemoe_mlx.quickstart.samples import CODE, DOCUMENTATION, PROMPTS, QUESTION
+from mobilemoe_mlx.quickstart.text_bytes import bits_per_byte, bytes_per_target, token_bytes
+from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
 from mobilemoe_mlx.train.data import open_heldout
 from mobilemoe_mlx.train.recipe import load_recipe
 
@@ -26,7 +29,7 @@ def report(quickstart_home: Path) -> Path:
 
 def test_report_tells_everything(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
-    for heading in ("Data", "Model", "Loss", "INT4", "Expert load", "Samples", "Speed"):
+    for heading in ("Data", "Model", "Loss", "INT4", "Expert load", "More samples", "Speed"):
         assert f"\n## {heading}" in text
     for stage in ("pre-train", "mid-train", "SFT", "INT4 QAT"):
         assert f"| {stage} |" in text
@@ -36,6 +39,37 @@ def test_report_tells_everything(report: Path) -> None:
         assert (report.parent / picture).stat().st_size > 10_000
     numbers = json.loads((report.parent / "training/qat/quantization.json").read_text())
     assert all(f"{numbers[name]:.4f}" in text for name in ("bf16", "qat_int4"))
+
+
+def test_report_opens_with_what_a_reader_wants(report: Path) -> None:
+    """Four numbers and a sample of each kind, before the first heading."""
+    opening, _ = report.read_text(encoding="utf-8").split("\n## ", 1)
+    for row in ("held-out loss, nats a token (bits a byte)", "cost of INT4", "size", "speed"):
+        assert f"\n| {row}" in opening
+    assert [kind for kind, _ in PROMPTS if kind in (CODE, DOCUMENTATION)] == [CODE, DOCUMENTATION]
+    for kind in (CODE, DOCUMENTATION, QUESTION):
+        first = next(prompt for k, prompt in PROMPTS if k == kind)
+        assert opening.count(f"```text\n{first}\n```") == 1
+
+
+def test_a_wrong_override_is_told_before_anything_is_deleted(report: Path) -> None:
+    with pytest.raises(UserError, match="pek_lr"):
+        quickstart(report.parent, overrides=["optimizer.pek_lr=1"], overwrite=True)
+    assert report.exists()
+
+
+def test_bytes_of_tokens(report: Path) -> None:
+    """The tokens of a text have as many bytes as the text; control tokens have none."""
+    tokenizer = load_tokenizer(report.parent / "tokenizer")
+    sizes = token_bytes(tokenizer)
+    text = "def f(x):\n\treturn '  äö€😀'  # 10\r\n"
+    tokens = encode_text(tokenizer, text)
+    assert sizes[tokens].sum() == len(text.encode())
+    assert sizes[[tokenizer.bos_token_id, *tokenizer.eos_token_ids]].sum() == 0
+    batch = random_batch(2, 64, len(tokenizer))
+    kept = batch.targets[batch.loss_mask > 0]
+    assert bytes_per_target([batch, batch], sizes) == pytest.approx(sizes[kept].mean())
+    assert bits_per_byte(2 * math.log(2), 4.0) == pytest.approx(0.5)
 
 
 def test_the_int4_checkpoint_loads(report: Path) -> None:
