@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.data.mixture import Document, Encode, Mixture, encoded
+from mobilemoe_mlx.data.mixture import Document, Encode, Mixture, MixtureConfig, encoded
 from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
 from mobilemoe_mlx.data.sources import no_usable_record, read_records
 from mobilemoe_mlx.data.statistics import DataStatistics, SourceStatistics
@@ -128,6 +128,40 @@ def heldout_batches(
     if not found:
         raise UserError(f"held out: {no_usable_record(source, statistics.skipped)}")
     return found, statistics
+
+
+def batches_per_pass(
+    config: MixtureConfig,
+    base_folder: Path | str | None,
+    encode: Encode,
+    context: int,
+    batch_size: int,
+    *,
+    on_bad_record: OnBadRecord = "error",
+    heldout: Iterable[Path] = (),
+) -> float:
+    """How many global batches one pass over all the local sources of a mixture fills.
+
+    A batch that they fill in part counts in part. `heldout` files are left out as in training.
+    """
+    split = config.format == "text"
+    heldout = tuple(heldout)
+    documents = (
+        document
+        for source in config.sources
+        for document in encoded(
+            read_records(source, base_folder, on_bad_record=on_bad_record, heldout=heldout),
+            encode,
+            None if split else context + 1,
+            SourceStatistics(),
+        )
+    )
+    packer = _Packer(context, batch_size, split)
+    full = used = 0.0
+    while (batch := packer.pack(documents)) is not None:
+        full += used > 0
+        used = float((batch.documents != PADDING).mean())
+    return full + used
 
 
 def document_attention_mask(documents: mx.array | np.ndarray) -> mx.array:

@@ -159,13 +159,15 @@ def read_records(
     base_folder: Path | str | None,
     *,
     on_bad_record: OnBadRecord = "error",
+    heldout: Iterable[Path] = (),
 ) -> Iterator[Record | Reason]:
     """One pass over a source in the order it is stored; in place of a skipped record, the reason.
 
+    `heldout` files that a pattern catches are left out.
     Raises UserError naming file and line of a bad record, unless `on_bad_record` is "skip".
     """
     if config.files:
-        paths = find_files(config, base_folder).paths
+        paths = find_files(config, base_folder, heldout).paths
         records = open_files(config, paths).scan()
     else:
         from mobilemoe_mlx.data.hub_stream import stream_records  # imports `datasets`, slowly

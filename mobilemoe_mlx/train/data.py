@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.data.check import CheckedMixture, check_mixture
 from mobilemoe_mlx.data.local_files import find_files
 from mobilemoe_mlx.data.mixture import Mixture, MixtureConfig, document_encoder, load_mixture
-from mobilemoe_mlx.data.packing import Batch, heldout_batches
+from mobilemoe_mlx.data.packing import Batch, PackedBatches, batches_per_pass, heldout_batches
 from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import SourceConfig
 from mobilemoe_mlx.data.sources import read_records
-from mobilemoe_mlx.data.statistics import Reason
+from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train.recipe import Recipe, StageConfig
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """A stage's held-out batches, the same in every process, and what became of their records."""
+
+    batches: list[Batch]
+    statistics: dict[str, SourceStatistics]  # by source name
+    digests: dict[str, str]  # SHA-256 of each local file, by name
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What one stage reads, opened and found usable."""
+
+    format: str
+    batches: PackedBatches  # this process's rows
+    heldout: Heldout
+    notices: tuple[str, ...]  # sentences about files that are read once or left out
+
+
+def open_stage(
+    recipe: Recipe, name: str, tokenizer: TokenizerWrapper, group: mx.distributed.Group
+) -> tuple[StageConfig, StageData]:
+    """Check and open all that stage `name` reads.
+
+    Returns the stage's config, its `tokens` counted where it gives `epochs`, and the data. Raises
+    UserError, saying which override names other data.
+    """
+    stage = recipe.stages[name]
+    with _blamed_on(recipe, f"{name}.data.mixture"):
+        load_mixture(recipe.path(stage.data.mixture))
+    with _blamed_on(recipe, f"{name}.data.heldout"):
+        heldout = read_heldout(recipe, stage, tokenizer)
+    with _blamed_on(recipe, f"{name}.data.mixture"):
+        checked = check_data(recipe, stage, tokenizer)
+        if stage.epochs:
+            stage = _with_tokens_counted(recipe, name, tokenizer)
+        batches = PackedBatches(
+            open_mixture(recipe, stage, tokenizer),
+            stage.data.context,
+            stage.batch_size,
+            split_documents=checked.format == "text",
+            rank=group.rank(),
+            world_size=group.size(),
+        )
+        # The first batch, on trial: a stream's fields are known only when it is read.
+        start = batches.state_dict()
+        next(batches)
+        batches.load_state_dict(start)
+    return stage, StageData(checked.format, batches, heldout, checked.notices)
 
 
 def data_folder(recipe: Recipe, stage: StageConfig) -> Path:
@@ -38,31 +96,35 @@ def open_mixture(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper
 
 
 def open_heldout(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) -> list[Batch]:
-    """The stage's held-out batches (the same in every process), if it names any.
+    """The stage's held-out batches, if it names any."""
+    return read_heldout(recipe, stage, tokenizer).batches
+
+
+def read_heldout(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) -> Heldout:
+    """The stage's held-out batches, with counts and digests; nothing where none are named.
 
     The first `heldout_tokens` positions, divided evenly among the sources of a held-out mixture.
     """
     data = stage.data
+    heldout = Heldout([], {}, {})
     if not data.heldout:
-        return []
+        return heldout
     config = load_mixture(recipe.path(data.mixture))
     sources, folder = _heldout(recipe, stage, config)
-    encode = document_encoder(tokenizer, config.format)
-    tokens = data.heldout_tokens // len(sources)
-    rows = stage.micro_batch_size or stage.batch_size  # what a process computes at a time
-    batches: list[Batch] = []
     for source in sources:
-        found, _ = heldout_batches(
+        batches, heldout.statistics[source.name] = heldout_batches(
             source,
             folder,
-            encode,
+            document_encoder(tokenizer, config.format),
             data.context,
-            rows,
-            tokens,
+            stage.micro_batch_size or stage.batch_size,  # what a process computes at a time
+            data.heldout_tokens // len(sources),
             on_bad_record=data.on_bad_record,
         )
-        batches += found
-    return batches
+        heldout.batches.extend(batches)
+    for path in _heldout_files(recipe, stage, config):
+        heldout.digests[path.name] = files.sha256(path)
+    return heldout
 
 
 def check_data(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) -> CheckedMixture:
@@ -95,6 +157,45 @@ def check_data(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) 
         heldout=_heldout_files(recipe, stage, config),
         heldout_records=heldout_records,
     )
+
+
+def _with_tokens_counted(recipe: Recipe, name: str, tokenizer: TokenizerWrapper) -> StageConfig:
+    """The stage with the positions that `epochs` passes over its local sources fill."""
+    stage = recipe.stages[name]
+    config = load_mixture(recipe.path(stage.data.mixture))
+    if streams := [source.name for source in config.sources if not source.files]:
+        raise UserError(
+            f"{name}.epochs needs local files, since the length of a stream is not known "
+            f"({', '.join(streams)}): give `--set {name}.tokens=N` instead"
+        )
+    batches = batches_per_pass(
+        config,
+        data_folder(recipe, stage),
+        document_encoder(tokenizer, config.format),
+        stage.data.context,
+        stage.batch_size,
+        on_bad_record=stage.data.on_bad_record,
+        heldout=_heldout_files(recipe, stage, config),
+    )
+    steps = max(1, math.ceil(stage.epochs * batches))
+    counted = dataclasses.replace(stage, tokens=steps * stage.batch_size * stage.data.context)
+    counted.check_warmup(name)
+    return counted
+
+
+@contextlib.contextmanager
+def _blamed_on(recipe: Recipe, key: str) -> Iterator[None]:
+    """Name `key` in an error and, where the user did not give it, how to override it."""
+    remedies = {
+        "mixture": "name your own with `--set data.mixture=FILE`",
+        "heldout": "name your own with `--set data.heldout=FILE`, or do without: "
+        "`--set data.heldout=[]`",
+    }
+    try:
+        yield
+    except UserError as error:
+        remedy = recipe.remedy(key, remedies[key.rpartition(".")[2]])
+        raise UserError(f"{key}: {error}{remedy}") from None
 
 
 def _heldout(

@@ -48,16 +48,24 @@ class Metrics:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and leave the bar as it stands."""
         self._bar.close()
         if self._file is not None:
             self._file.close()
 
     def step(self, record: dict[str, Any], tokens: int) -> None:
-        """Log one optimiser step of `tokens` positions; adds tokens/s and peak memory (bytes)."""
-        now = time.perf_counter()
-        rate = tokens / (now - self._time)
-        memory = peak_memory_bytes()
-        self.write({**record, "tokens_per_second": round(rate, 1), "peak_memory": memory})
+        """Log one optimiser step of `tokens` tokens; adds them, their rate and peak memory."""
+        rate = tokens / (time.perf_counter() - self._time)
+        memory = peak_memory_bytes()  # bytes
+        clocked = {
+            "tokens": tokens,
+            "tokens_per_second": round(rate, 1),
+            "peak_memory": memory,
+        }
+        self.write({**record, **clocked})
         self._bar.set_postfix_str(
             f"loss {record['loss']:.3f}, {rate:,.0f} tok/s, {memory / 1e9:.2f} GB", refresh=False
         )
@@ -89,5 +97,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [r for r in read_metrics(path) if r["step"] <= step]
+    kept = [r for r in read_metrics(path) if r["step"] <= step and "summary" not in r]
     files.write(path, "".join(json.dumps(r) + "\n" for r in kept).encode())

@@ -28,7 +28,7 @@ STAGE_TITLES = {
     "sft": "SFT",
     "qat": "INT4 QAT",
 }
-
+_LENGTHS = ("tokens", "epochs")  # of a stage: exactly one is given
 
 Decay = Annotated[float, Bounds(least=0, below=1)]  # how much of a running average is kept
 
@@ -85,22 +85,36 @@ class StageConfig:
 
     data: DataConfig
     optimizer: OptimizerConfig
-    tokens: Count  # positions to train on, over all processes
-    batch_size: Count  # rows an optimiser step, over all processes
+    batch_size: Count  # rows per optimiser step, over all processes
+    tokens: CountOrZero = 0  # positions to train on, over all processes; or
+    epochs: NotNegative = 0.0  # passes over the local sources: exactly one of the two is given
     micro_batch_size: CountOrZero = 0  # rows a process computes at a time; 0: all of its rows
     quantize: bool = False  # train the INT4 form (QAT)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluate_every: CountOrZero = 0  # steps; 0: only before the first and after the last
-    checkpoint_every: Count = 500  # steps
+    checkpoint_every: Count = 500  # steps; and
+    checkpoint_every_minutes: NotNegative = 10.0  # the most work a crash may cost; 0: no limit
     keep_checkpoints: Count = 2
 
     def check(self, where: str) -> None:
         """Raise UserError for values that contradict one another; `where` is the stage's name."""
-        if self.optimizer.warmup_steps >= self.steps:
+        if bool(self.tokens) == bool(self.epochs):
             raise UserError(
-                f"{where}.optimizer.warmup_steps ({self.optimizer.warmup_steps}) leaves nothing of "
-                f"the stage's {self.steps} steps: lower it, or raise {where}.tokens."
+                f"{where} has {'both tokens and' if self.tokens else 'neither tokens nor'} epochs: "
+                "give exactly one, above 0."
+            )
+        if self.tokens:
+            self.check_warmup(where)
+
+    def check_warmup(self, where: str) -> None:
+        """Raise UserError when the warm-up is as long as the stage; tokens must be known."""
+        warmup = self.optimizer.warmup_steps
+        if warmup >= self.steps:
+            raise UserError(
+                f"{where}.optimizer.warmup_steps ({warmup}) leaves nothing of the stage's "
+                f"{self.steps} steps: lower it with `--set {where}.optimizer.warmup_steps="
+                f"{self.steps // 10}`, or raise {where}.{'epochs' if self.epochs else 'tokens'}."
             )
 
     @property
@@ -118,12 +132,17 @@ class Recipe:
     model: ModelArgs
     tokenizer: str  # a folder or a repository id; empty: that of the initial checkpoint
     stages: dict[str, StageConfig]
+    overridden: frozenset[str] = frozenset()  # "tokenizer.path", "sft.tokens": given by the user
 
     def path(self, relative: str) -> Path:
         """A path named in the recipe: relative to the recipe or, failing that, to where we are."""
         path = files.user_path(relative)
         beside = (self.folder / path).resolve()
         return beside if beside.exists() else path.resolve()
+
+    def remedy(self, key: str, override: str) -> str:
+        """The end of an error about `key`: what to do where it is the recipe's, not the user's."""
+        return "" if key in self.overridden else f"\nThat is the recipe's choice: {override}."
 
 
 def load_recipe(
@@ -174,13 +193,16 @@ def _recipe(path: Path, content: dict[str, Any], overrides: list[str], keep: lis
                 f"it has {', '.join(present)}."
             )
     kept = {
-        name: _merged(content.get("common", {}), present[name])
+        name: _stage_table(content.get("common", {}), present[name])
         for name in STAGES
         if name in present and (not keep or name in keep)
     }
     shared = {"model": dict(content.get("model", {})), "tokenizer": content.get("tokenizer", {})}
+    given: set[str] = set()
     for override in overrides:
-        _override(shared, kept, override)
+        given |= _override(shared, kept, override)
+    for name, table in kept.items():
+        _drop_other_length(table, {key for key in _LENGTHS if f"{name}.{key}" in given})
     tables.check_keys(shared["tokenizer"], ("path",), "tokenizer")
     tokenizer = shared["tokenizer"].get("path", "")
     if not isinstance(tokenizer, str):
@@ -191,6 +213,7 @@ def _recipe(path: Path, content: dict[str, Any], overrides: list[str], keep: lis
         model=_model(shared["model"]),
         tokenizer=tokenizer,
         stages={name: _stage(table, name) for name, table in kept.items()},
+        overridden=frozenset(given),
     )
 
 
@@ -217,6 +240,19 @@ def _stage(table: dict[str, Any], name: str) -> StageConfig:
     return stage
 
 
+def _stage_table(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A stage's table over what the stages share; its own length replaces theirs."""
+    common = dict(common)
+    _drop_other_length(common, own.keys() & set(_LENGTHS))
+    return _merged(common, own)
+
+
+def _drop_other_length(table: dict[str, Any], given: set[str]) -> None:
+    if len(given) == 1:
+        for other in set(_LENGTHS) - given:
+            table.pop(other, None)
+
+
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in over.items():
@@ -227,7 +263,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(shared: dict[str, Any], stages: dict[str, dict[str, Any]], override: str) -> None:
+def _override(shared: dict[str, Any], stages: dict[str, dict[str, Any]], override: str) -> set[str]:
+    """Apply "KEY=VALUE" to the tables; returns the dotted keys that it set, with their stage."""
     key, separator, text = override.partition("=")
     keys = key.strip().split(".")
     if not separator or not all(keys):
@@ -237,20 +274,21 @@ def _override(shared: dict[str, Any], stages: dict[str, dict[str, Any]], overrid
     except tomllib.TOMLDecodeError:
         value = text.strip()
     if keys[0] in shared:
-        targets, keys = [shared[keys[0]]], keys[1:]
+        targets, keys = {keys[0]: shared[keys[0]]}, keys[1:]
     elif keys[0] in stages:
-        targets, keys = [stages[keys[0]]], keys[1:]
+        targets, keys = {keys[0]: stages[keys[0]]}, keys[1:]
     elif keys[0] in STAGES:
         raise UserError(f"the override '{override}' names a stage that is not being run.")
     else:
         known = [*(f.name for f in dataclasses.fields(StageConfig)), *shared, *STAGES]
         tables.check_keys({keys[0]: value}, known, f"the override '{override}': the recipe")
-        targets = list(stages.values())
+        targets = dict(stages)
     if not keys:
         raise UserError(f"the override '{override}' names a whole table, not a value in it.")
-    for target in targets:
+    for target in targets.values():
         for part in keys[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise UserError(f"the override '{override}': {part} is a value, not a table.")
         target[keys[-1]] = value
+    return {".".join([name, *keys]) for name in targets}

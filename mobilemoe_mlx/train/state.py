@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train.step import Trainer
 
 _PREFIX = "step-"
+_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
 _TEMPORARY = ".writing-"
 
 
@@ -57,16 +59,16 @@ def save(folder: Path, trainer: Trainer, extra: dict[str, Any], keep: int) -> Pa
             f"Could not write the checkpoint {target}: {error}. "
             + (f"The last one is intact: {last}." if last else "There is no earlier one.")
         ) from error
-    for old in _complete(folder)[:-keep]:
+    for old in all_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
 
 def latest(folder: Path, before: int | None = None) -> Path | None:
     """The newest complete checkpoint in `folder` (of a step below `before`), if there is one."""
-    complete = _complete(folder)
+    complete = all_checkpoints(folder)
     if before is not None:
-        complete = [path for path in complete if int(path.name.removeprefix(_PREFIX)) < before]
+        complete = [path for path in complete if step_of(path) < before]
     return complete[-1] if complete else None
 
 
@@ -96,8 +98,15 @@ def _damaged(checkpoint: Path, error: Exception) -> UserError:
     return UserError(f"The checkpoint {checkpoint} is damaged ({error}): delete it and resume.")
 
 
-def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_PREFIX}*"))
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    found = (path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name))
+    return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
 def _write_arrays(path: Path, tree: Any) -> None:

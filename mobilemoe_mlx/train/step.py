@@ -48,7 +48,7 @@ class Trainer:
         self.config = config
         self.group = group or mx.distributed.init()
         self.step = 0
-        self.micro_rows = _micro_rows(config, self.group.size())
+        self.micro_rows = micro_rows(config, self.group.size())
         self.adopt(model.parameters())
 
     def adopt(self, parameters: dict[str, Any]) -> None:
@@ -158,12 +158,15 @@ class Trainer:
         return mx.distributed.all_sum(array.astype(mx.float32), group=self.group)
 
 
-def _micro_rows(config: StageConfig, processes: int) -> int:
-    """Rows that a process computes at a time."""
+def micro_rows(config: StageConfig, processes: int) -> int:
+    """Rows that a process computes at a time. Raises UserError when they do not divide its rows."""
     rows = config.batch_size // processes
     micro = min(config.micro_batch_size, rows) or rows
     if rows % micro:
-        raise UserError(f"micro_batch_size {micro} does not divide a process's {rows} rows.")
+        raise UserError(
+            f"micro_batch_size {micro} does not divide a process's {rows} rows (batch_size "
+            f"{config.batch_size}): `--set micro_batch_size=1` always does."
+        )
     return micro
 
 

@@ -118,7 +118,7 @@ def test_only_the_first_process_shows_and_writes(two: tuple[Path, str]):
     assert output.count("pretrain:   0%") == 1
     assert "Traceback" not in output
     for stage in STAGES:
-        assert len(read_metrics(run / stage / "metrics.jsonl")) == 8 + 2
+        assert len(read_metrics(run / stage / "metrics.jsonl")) == 8 + 2 + 1  # and the summary
 
 
 def test_one_process_goes_on_where_two_stopped(recipe_path, one, two, tmp_path):

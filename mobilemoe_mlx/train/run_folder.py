@@ -1,0 +1,223 @@
+"""A training run's folder: what lies where, and whether a run may begin or go on in it.
+
+RUN/recipe.json                       the recipe as it was run, overrides applied
+RUN/tokenizer/                        the run's tokenizer
+RUN/corpus/                           the standard-library corpus, where the recipe reads it
+RUN/STAGE/metrics.jsonl               a line per step; evaluations; expert load; a summary
+RUN/STAGE/checkpoints/step-NNNNNNNN/  to resume from
+RUN/STAGE/model/                      the finished stage, in the published layout
+RUN/qat/quantization.json             held-out loss of BF16, round-to-nearest and QAT
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.train import state
+from mobilemoe_mlx.train.recipe import STAGES
+
+# What may differ between a run and its resumption: nothing that changes the losses. Mixture files
+# may move, since their content is compared.
+_FREE_TO_CHANGE = (
+    "evaluate_every",
+    "checkpoint_every",
+    "checkpoint_every_minutes",
+    "keep_checkpoints",
+    "micro_batch_size",
+    "eos_token_id",
+    "mixture",
+    "folder",
+    "on_bad_record",
+)
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder in a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step, evaluation and summary."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the stage's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The finished stage's checkpoint in the published layout."""
+        return self.path / "model"
+
+    @property
+    def quantization_report(self) -> Path:
+        """The three losses of QAT."""
+        return self.path / "quantization.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """True when the stage's model has been written, which comes last."""
+        return (self.model / "config.json").is_file()
+
+    @property
+    def has_started(self) -> bool:
+        """True when there is something to lose: a step has been trained and saved."""
+        last = state.latest(self.checkpoints)
+        return self.is_finished or (last is not None and state.step_of(last) > 0)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a training run, which need not exist yet."""
+
+    path: Path
+
+    @property
+    def record_file(self) -> Path:
+        """The recipe as it was run."""
+        return self.path / "recipe.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The run's tokenizer, which later stages and resumptions use."""
+        return self.path / "tokenizer"
+
+    @property
+    def corpus(self) -> Path:
+        """The standard-library corpus, where the recipe reads it and no folder is named."""
+        return self.path / "corpus"
+
+    def stage(self, name: str) -> StageFolder:
+        """The folder of one stage."""
+        return StageFolder(self.path / name)
+
+    @property
+    def stages(self) -> dict[str, StageFolder]:
+        """The stages that have a folder, in the order they run."""
+        return {name: self.stage(name) for name in STAGES if (self.path / name).is_dir()}
+
+    def record(self) -> dict[str, Any]:
+        """What recipe.json holds; empty where nothing has been trained yet."""
+        if not self.record_file.is_file():
+            return {}
+        try:
+            content = json.loads(self.record_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"{self.record_file} is damaged ({error}): start in another folder with --run."
+            ) from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self.record_file} is damaged: start in another folder with --run.")
+        started = any(folder.has_started for folder in self.stages.values())
+        return content if started else {}
+
+    def check_free(self, stages: Iterable[str], resume: bool) -> None:
+        """Raise UserError where `stages` may not begin here: no run's folder, or begun already."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another folder with --run.")
+        if self.path.is_dir() and not self.record_file.exists():
+            ours = {self.tokenizer, self.corpus, files.temporary_name(self.record_file)}
+            if not ours.issuperset(files.visible(self.path.iterdir())):
+                raise UserError(
+                    f"{self.path} exists and is not a training run: choose another folder with "
+                    "--run."
+                )
+        for name in stages:
+            if not resume and self.stage(name).has_started:
+                raise UserError(
+                    f"{self.path / name} holds a run already: add --resume to go on, or choose "
+                    "another folder with --run."
+                )
+
+    def check_same(self, now: Mapping[str, Any]) -> None:
+        """Raise UserError where what has been trained here differs from the record `now`."""
+        saved = self.record()
+        if not saved:
+            return
+        for name in ("model", "tokenizer"):
+            if changed := _changed(saved.get(name, {}), now[name], f"{name}."):
+                raise UserError(
+                    f"{self.path} holds a run of another {name} ({_differ(changed)}): choose "
+                    "another folder with --run."
+                )
+        for name, stage in now["stages"].items():
+            if not self.stage(name).has_started:
+                continue
+            if changed := _changed(saved.get("stages", {}).get(name, {}), stage):
+                raise UserError(
+                    f"{self.path / name} was run with another recipe ({_differ(changed)}): resume "
+                    "with the same values, or start in another folder with --run."
+                )
+
+    def begin(self, now: Mapping[str, Any], tokenizer: Path) -> None:
+        """Create the folder, record the recipe `now` and keep the tokenizer."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        saved = self.record().get("stages", {})
+        stages = dict(saved)
+        for name, stage in now["stages"].items():
+            # A finished stage's record stays; a resumption need not repeat --init.
+            if not (self.stage(name).is_finished and name in saved):
+                before = saved.get(name, {}) if self.stage(name).has_started else {}
+                stages[name] = {**before, **stage}
+        content = {**now, "stages": stages}
+        files.write_json(self.record_file, content)
+        if not (self.tokenizer / "tokenizer.json").exists():
+            copy_tokenizer(tokenizer, self.tokenizer)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files that belong to a tokenizer, whole or not at all."""
+    new = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        for pattern in COMPANION_FILES:
+            for file in files.visible(source.glob(pattern)):
+                if file.is_file():
+                    shutil.copyfile(file, new / file.name)
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _changed(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ and matter to the losses."""
+    now = json.loads(json.dumps(now))  # tuples as the file holds them
+    out: list[str] = []
+    for name, value in now.items():
+        if name in _FREE_TO_CHANGE:
+            continue
+        if isinstance(value, dict):
+            before = saved.get(name)
+            out += _changed(before if isinstance(before, dict) else {}, value, f"{prefix}{name}.")
+        elif saved.get(name) != value:
+            out.append(prefix + name)
+    if prefix.endswith("sources."):
+        out += [prefix + name for name in saved.keys() - now.keys()]
+    return out
+
+
+def _differ(names: list[str]) -> str:
+    heldout = "data.heldout_sha256."
+    words = [
+        "the checkpoint of --init"
+        if name == "init_sha256"
+        else f"the held-out file {name.removeprefix(heldout)}"
+        if name.startswith(heldout)
+        else name
+        for name in names
+    ]
+    return f"{', '.join(words)} differ{'s' if len(words) == 1 else ''}"

@@ -1,0 +1,98 @@
+"""What a finished stage read and reached: for the person at the terminal, and for the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mobilemoe_mlx.data.statistics import DataStatistics, SourceStatistics
+from mobilemoe_mlx.train.recipe import STAGE_TITLES
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """A finished stage. Losses are nats per target on the held-out data."""
+
+    stage: str
+    steps: int
+    seconds: float  # of training steps, without evaluations and checkpoints
+    data: DataStatistics
+    heldout: Mapping[str, SourceStatistics]  # what became of the held-out records
+    heldout_before: float | None
+    heldout_after: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of data, without padding, per second of training steps."""
+        return self.data.tokens / max(self.seconds, 1e-9)
+
+    def record(self) -> dict[str, Any]:
+        """The last line of the stage's metrics."""
+        return {
+            "step": self.steps,
+            "summary": {
+                "tokens": self.data.tokens,
+                "padding": self.data.padding,
+                "seconds": round(self.seconds, 3),
+                "tokens_per_second": round(self.tokens_per_second, 1),
+                "heldout_before": self.heldout_before,
+                "heldout_after": self.heldout_after,
+                "heldout": {name: counts.to_dict() for name, counts in self.heldout.items()},
+            },
+            "sources": self.data.to_dict()["sources"],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The summary for the terminal, line by line."""
+        yield (
+            f"{STAGE_TITLES[self.stage]} is finished: {self.steps:,} steps, "
+            f"{self.data.tokens:,} tokens in {duration(self.seconds)} "
+            f"({self.tokens_per_second:,.0f} tokens/s)"
+        )
+        for name, counts in self.data.sources.items():
+            yield f"  {name}: {counts.summary()}"
+        if self.data.padding:
+            share = self.data.padding / self.data.positions
+            yield f"  padding: {self.data.padding:,} positions ({share:.0%}), not among the tokens"
+        for name, counts in self.heldout.items():
+            if counts.skipped or counts.truncated:
+                yield f"  held out, {name}: {counts.summary()}"
+        if self.heldout_before is not None and self.heldout_after is not None:
+            yield (
+                f"  held-out loss: {self.heldout_before:.4f} before, {self.heldout_after:.4f} "
+                "after (nats per target)"
+            )
+
+
+def summarize(
+    stage: str,
+    rows: Sequence[Mapping[str, Any]],
+    data: DataStatistics,
+    heldout: Mapping[str, SourceStatistics],
+    losses: Mapping[str, float],
+) -> StageSummary:
+    """The summary of a stage from its metrics' `rows` and what its data counted.
+
+    `losses`: "start" and "end" on the held-out data, where there is any.
+    """
+    steps = [row for row in rows if "loss" in row]
+    return StageSummary(
+        stage=stage,
+        steps=len(steps),
+        seconds=sum(row["tokens"] / max(row["tokens_per_second"], 1e-9) for row in steps),
+        data=data,
+        heldout=heldout,
+        heldout_before=losses.get("start"),
+        heldout_after=losses.get("end"),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "42 s", "7 min 30 s", "3 h 5 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
