@@ -38,11 +38,10 @@ class JsonLines:
                 if line.removeprefix(_MARK).strip():
                     self._starts.append(position)
                 position += len(line)
-        self._starts.append(position)
         self.sha256 = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._starts)
 
     def where(self, index: int) -> str:
         """The object's place for messages, as "line 3 of FILE"; lines are counted from 1."""
@@ -60,9 +59,9 @@ class JsonLines:
         """The object `index`, counted from 0; raises BadRecord."""
         with self.path.open("rb") as file:
             file.seek(self._starts[index])
-            content = file.read(self._starts[index + 1] - self._starts[index])
+            line = file.readline()
         try:
-            return _parse(content)
+            return _parse(line)
         except ValueError as error:
             raise BadRecord(f"{self.where(index)} {error}") from None
 
@@ -84,7 +83,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("is UTF-16, not UTF-8: save the file as UTF-8")
     try:
-        content = json.loads(line.removeprefix(_MARK).decode("utf-8"))
+        content = json.loads(line.removeprefix(_MARK).decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(f"is not UTF-8 text: its byte {error.start + 1} is {byte:#04x}") from None

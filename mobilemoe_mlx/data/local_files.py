@@ -122,7 +122,7 @@ def find_files(
             if key in reserved and path == folder / files.user_path(pattern):
                 raise UserError(f"{where} trains on {path}, which is held out: name it once only")
             if key in reserved:
-                excluded[key] = path
+                excluded.setdefault(key, path)
             elif key in seen:
                 same = "is named twice" if seen[key] == path else f"is {seen[key]} again"
                 notices.append(f"{where}: {path} {same}; it is read once.")
