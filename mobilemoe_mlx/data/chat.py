@@ -25,9 +25,10 @@ def encode_conversation(
 ) -> tuple[list[int], list[bool]]:
     """Return the token ids of `messages` in the published chat format, and which carry loss.
 
-    Both lists have one entry a token. Loss is on each assistant's text and its closing <|eot|>, and
-    nowhere else. A message's text never becomes a control token. It is encoded apart from the blank
-    line before it, as it is when the model writes it after a generation prompt.
+    Both lists have one entry per token. Loss is on each assistant's text and its closing <|eot|>,
+    and nowhere else; an empty answer (white space at most) carries none. A message's text never
+    becomes a control token. It is encoded apart from the blank line before it, as it is when the
+    model writes it after a generation prompt.
 
     Raises UserError, naming the record as `where`, for an unknown role, a content that is not text,
     a conversation without an assistant's turn, or a tokenizer without the control tokens.
@@ -41,7 +42,8 @@ def encode_conversation(
         header = [header_start, *encode_text(tokenizer, role), header_end, *blank_line]
         body = [*encode_text(tokenizer, content), eot]
         tokens += header + body
-        loss += [False] * len(header) + [role == "assistant"] * len(body)
+        learnt = role == "assistant" and bool(content.strip())
+        loss += [False] * len(header) + [learnt] * len(body)
     return tokens, loss
 
 

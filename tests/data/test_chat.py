@@ -62,6 +62,7 @@ def test_loss_covers_answers_and_their_ends_only(tokenizer: TokenizerWrapper) ->
         tokens, loss = encode_conversation(tokenizer, messages)
         learned = [token for token, counts in zip(tokens, loss, strict=True) if counts]
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
+        answers = [answer for answer in answers if answer.strip()]  # an empty one teaches nothing
         assert tokenizer.decode(learned) == "".join(answer + EOT for answer in answers)
 
 
@@ -112,3 +113,11 @@ def test_a_tokenizer_without_control_tokens_is_refused() -> None:
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={"a": 0}, merges=[])))
     with pytest.raises(UserError, match="lacks the chat format's tokens"):
         encode_conversation(plain, [turn("assistant", "a")])
+
+
+def test_an_empty_answer_is_encoded_but_not_learnt(tokenizer: TokenizerWrapper) -> None:
+    for empty in ("", " \n"):
+        messages = [turn("user", "a"), turn("assistant", empty), turn("assistant", "ok")]
+        tokens, loss = encode_conversation(tokenizer, messages)
+        assert tokens == tokenizer.apply_chat_template(messages)
+        assert tokenizer.decode([t for t, x in zip(tokens, loss, strict=True) if x]) == "ok" + EOT

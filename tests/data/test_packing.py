@@ -21,6 +21,7 @@ from mobilemoe_mlx.data.packing import (
     heldout_batches,
 )
 from mobilemoe_mlx.data.source_config import Format, SourceConfig
+from mobilemoe_mlx.data.statistics import Reason
 from mobilemoe_mlx.errors import UserError
 
 BOS, EOS, TURN = 256, 257, 258
@@ -257,3 +258,77 @@ def test_masked_attention_equals_attention_on_each_document_alone() -> None:
         q_part, k_part, v_part = q[:, :, part], k[:, :, part], v[:, :, part]
         alone = attend(q_part, k_part, v_part, scale=0.3, mask="causal")
         np.testing.assert_allclose(np.array(together[:, :, part]), np.array(alone), atol=1e-6)
+
+
+def conversation(question: str, answer: str) -> dict:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": turns}
+
+
+def chat_mixture(folder: Path, rows: list[dict]) -> Mixture:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = [{"name": "a", "weight": 1, "files": ["a.jsonl"]}]
+    config = MixtureConfig.from_dict({"format": "chat", "sources": tables})
+    return Mixture(config, folder, encode_chat, seed=0)
+
+
+LONG = conversation("q" * 100, "never seen")  # its answer begins beyond the context
+# The question takes all but one target: an answer's first character is still learnt.
+BARELY = conversation("q" * (CONTEXT - 2), "yes")
+
+
+def test_conversations_without_a_target_are_skipped_counted_and_resumed(tmp_path: Path) -> None:
+    rows = [LONG, BARELY, LONG, conversation("q", "ok"), LONG]
+    packed = PackedBatches(chat_mixture(tmp_path, rows), CONTEXT, BATCH, split_documents=False)
+    states, batches = [], []
+    for _ in range(12):
+        states.append(json.dumps(packed.state_dict()))
+        batches.append(next(packed))
+    for batch in batches:
+        assert batch.loss_mask.any()
+        for row in range(BATCH):
+            for number in range(batch.documents[row].max() + 1):
+                assert batch.loss_mask[row, batch.documents[row] == number].any()
+    counts = packed.statistics().sources["a"]
+    assert counts.records == counts.documents + counts.skipped.total()
+    assert set(counts.skipped) == {Reason.BEYOND_CONTEXT}
+    assert abs(counts.skipped[Reason.BEYOND_CONTEXT] - counts.documents * 3 / 2) <= 3
+    barely = len(encode_chat(BARELY["messages"])[0])
+    assert counts.tokens_cut == counts.truncated * (barely - (CONTEXT + 1)) > 0
+    resumed = PackedBatches(chat_mixture(tmp_path, rows), CONTEXT, BATCH, split_documents=False)
+    resumed.load_state_dict(json.loads(states[5]))
+    assert_same(islice(resumed, 7), batches[5:])
+    assert resumed.statistics() == packed.statistics()
+
+
+def test_what_was_cut_away_is_no_token_of_the_source(tmp_path: Path) -> None:
+    packed = PackedBatches(chat_mixture(tmp_path, [BARELY]), CONTEXT, BATCH, split_documents=False)
+    next(packed)
+    counts = packed.statistics().sources["a"]
+    assert counts.tokens == counts.documents * (CONTEXT + 1)
+
+
+def test_no_conversation_with_a_target_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    packed = PackedBatches(chat_mixture(tmp_path, [LONG]), CONTEXT, BATCH, split_documents=False)
+    wanted = r"source 'a' has no usable record .*beyond the context.*data\.context="
+    with pytest.raises(UserError, match=wanted):
+        next(packed)
+    source = SourceConfig.from_dict({"name": "a", "weight": 1, "files": ["a.jsonl"]}, "chat")
+    with pytest.raises(UserError, match=f"held out: {wanted}"):
+        heldout_batches(source, tmp_path, encode_chat, CONTEXT, BATCH, max_tokens=10**6)
+
+
+def test_held_out_conversations_without_a_target_are_skipped_and_counted(tmp_path: Path) -> None:
+    chat_mixture(tmp_path, [LONG, BARELY, conversation("q", ""), conversation("q", "ok")])
+    source = SourceConfig.from_dict({"name": "a", "weight": 1, "files": ["a.jsonl"]}, "chat")
+    (batch,), counts = heldout_batches(source, tmp_path, encode_chat, CONTEXT, BATCH, 10**6)
+    assert batch.loss_mask.sum() == 1 + 3
+    assert counts.documents == 2 and counts.truncated == 1
+    assert counts.skipped == {Reason.BEYOND_CONTEXT: 1, Reason.EMPTY_ANSWER: 1}
+
+
+def test_a_batch_without_a_target_is_passed_over(tmp_path: Path) -> None:
+    """With one position to a batch, the step from one document to the next would be a batch."""
+    mixture = make_mixture(tmp_path, "text")
+    batches = islice(PackedBatches(mixture, 1, 1, split_documents=True), 100)
+    assert all(batch.loss_mask.any() for batch in batches)
