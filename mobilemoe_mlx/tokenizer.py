@@ -45,9 +45,6 @@ CHAT_TEMPLATE = (
 
 AnyTokenizer: TypeAlias = TokenizerWrapper | PreTrainedTokenizerBase
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-CORPUS_SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
-
 _SPACE = "\u2581"
 _MAX_LINE_CHARS = 65_536  # a longer line is cut, so that one huge line costs no training memory
 # Every printable ASCII character is a piece of its own, however rare it is in the training text.
@@ -139,34 +136,6 @@ def train_tokenizer(
         "texts": len(sample),
         "characters": sum(map(len, sample)),
     }
-
-
-def corpus_texts(path: str | Path) -> Iterator[str]:
-    """Yield the texts of a .jsonl, .parquet, .txt, .md or .py file, or of a folder of them.
-
-    A record's text is its field "text", or the contents of its "messages", one by one. Files of a
-    folder come in sorted order; other kinds in it are passed over. Raises UserError naming file and
-    line.
-    """
-    path = files.user_path(path)
-    if path.is_dir():
-        found = [file for file in files.walk(path) if file.suffix in CORPUS_SUFFIXES]
-        if not found:
-            raise UserError(f"The folder {path} holds no {', '.join(CORPUS_SUFFIXES)} file.")
-        for file in found:
-            yield from corpus_texts(file)
-    elif not path.is_file():
-        raise UserError(f"There is no file or folder {path}.")
-    elif path.suffix == ".jsonl":
-        yield from _jsonl_texts(path)
-    elif path.suffix == ".parquet":
-        yield from _parquet_texts(path)
-    elif path.suffix in TEXT_SUFFIXES:
-        yield files.read_text(path)
-    else:
-        raise UserError(
-            f"{path} is of a kind that cannot be read; known are {', '.join(CORPUS_SUFFIXES)}."
-        )
 
 
 def _check_tokenizer_json(file: Path) -> None:
@@ -299,40 +268,3 @@ def _tokenizer_config() -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-
-
-def _jsonl_texts(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"Line {number} of {path} is not valid JSON: {error}.") from None
-            yield from _record_texts(record, f"Line {number} of {path}")
-
-
-def _parquet_texts(path: Path) -> Iterator[str]:
-    import datasets  # slow to import, and needed for this one kind of file
-
-    try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows, start=1):
-            yield from _record_texts(row, f"Row {number} of {path}")
-    except UserError:
-        raise
-    except Exception as error:  # datasets wraps pyarrow's errors in types of its own
-        raise UserError(f"{path} cannot be read as parquet: {error}.") from error
-
-
-def _record_texts(record: Any, where: str) -> Iterator[str]:
-    if isinstance(record, dict) and isinstance(record.get("text"), str):
-        yield record["text"]
-    elif isinstance(record, dict) and isinstance(record.get("messages"), list):
-        for message in record["messages"]:
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-                raise UserError(f"{where} has a message without a text 'content'.")
-            yield message["content"]
-    else:
-        raise UserError(f"{where} has neither a text field 'text' nor a list 'messages'.")

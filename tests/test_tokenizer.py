@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from datasets import Dataset
 from mlx_lm.tokenizer_utils import SPMStreamingDetokenizer, TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -22,7 +21,6 @@ from mobilemoe_mlx.tokenizer import (
     BEGIN_OF_TEXT,
     EOT,
     SPECIAL_TOKENS,
-    corpus_texts,
     encode_text,
     eos_token_ids,
     load_tokenizer,
@@ -230,37 +228,3 @@ def test_remote_code_is_never_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "ran").exists()
-
-
-def test_corpus_texts_reads_every_kind(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "q\n"}, {"role": "assistant", "content": "a"}]
-    lines = [json.dumps({"text": "é\n"}), "", json.dumps({"messages": messages})]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    Dataset.from_dict({"text": ["p1", "p2"]}).to_parquet(tmp_path / "b.parquet")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "c.md").write_text("# c", encoding="utf-8")
-    (tmp_path / "sub" / "ignored.bin").write_bytes(b"\xff")
-    assert list(corpus_texts(tmp_path)) == ["é\n", "q\n", "a", "p1", "p2", "# c"]
-
-
-@pytest.mark.parametrize(
-    "name, content, match",
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"text"', "Line 2"),
-        ("a.jsonl", b'{"words": "x"}\n', "Line 1"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "Line 1"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "Line 1"),
-        ("a.txt", b"\xff\xfe", "UTF-8"),
-        ("a.parquet", b"no parquet", "parquet"),
-        ("a.bin", b"", "kind"),
-    ],
-)
-def test_corpus_texts_names_what_is_wrong(
-    name: str, content: bytes, match: str, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=match):
-        list(corpus_texts(tmp_path / name))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no"):
-        list(corpus_texts(tmp_path / "empty"))

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from mobilemoe_mlx.tokenizer import corpus_texts, train_tokenizer
+    from mobilemoe_mlx.data.corpus_texts import corpus_texts
+    from mobilemoe_mlx.tokenizer import train_tokenizer
 
     check_json(args.json)
     texts = itertools.chain.from_iterable(corpus_texts(file) for file in args.files)

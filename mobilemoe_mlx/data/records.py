@@ -104,19 +104,27 @@ def _message(turn: Any, where: str, role_key: str, content_key: str) -> dict[str
         return Reason.TOOLS
     if role not in ROLES:
         return Reason.UNKNOWN_ROLE
+    content = message_text(turn, where, content_key)
+    return Reason.NOT_TEXT if content is None else {"role": role, "content": content}
+
+
+def message_text(turn: Mapping[str, Any], where: str, content_key: str) -> str | None:
+    """A message's content: a text, or text parts joined; None where a part is no text.
+
+    Raises BadRecord for an absent content or one of another type.
+    """
     if content_key not in turn:
         raise BadRecord(f"has, {where}, no '{content_key}'")
     content = turn[content_key]
-    if isinstance(content, list):
-        texts = [_part(part, where, content_key) for part in content]
-        if None in texts:
-            return Reason.NOT_TEXT
-        content = "".join(text for text in texts if text is not None)
-    elif content is None:
-        content = ""
-    elif not isinstance(content, str):
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
         raise BadRecord(f"has, {where}, a {_kind(content)} as '{content_key}', not a text")
-    return {"role": role, "content": content}
+    texts = [_part(part, where, content_key) for part in content]
+    known = [text for text in texts if text is not None]
+    return "".join(known) if len(known) == len(texts) else None
 
 
 def _part(part: Any, where: str, content_key: str) -> str | None:

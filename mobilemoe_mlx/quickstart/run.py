@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.data.corpus_texts import corpus_texts
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.options import ExportOptions
@@ -20,7 +21,7 @@ from mobilemoe_mlx.quickstart.report import write_report
 from mobilemoe_mlx.quickstart.results import Figures, Results, figures
 from mobilemoe_mlx.quickstart.samples import generate_samples
 from mobilemoe_mlx.quickstart.text_bytes import bytes_per_target, token_bytes
-from mobilemoe_mlx.tokenizer import corpus_texts, load_tokenizer, train_tokenizer
+from mobilemoe_mlx.tokenizer import load_tokenizer, train_tokenizer
 from mobilemoe_mlx.train.data import open_heldout
 from mobilemoe_mlx.train.plot import plot_run
 from mobilemoe_mlx.train.recipe import load_recipe
