@@ -1,0 +1,166 @@
+// Times a full-size model with random weights; prints one JSON line per round.
+//
+// bench [--shape S|M|L|pro] [--precision exact|int16|int8] [--threads N] [--rounds N]
+//       [--contexts 0,1024] [--prompts 512,1024] [--cpu-path NAME]
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "random_model.h"
+
+namespace {
+
+constexpr int kDecodeTokens = 32;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+[[noreturn]] void stop(const std::string& sentence) {
+  std::fprintf(stderr, "%s\n", sentence.c_str());
+  std::exit(2);
+}
+
+void check(mobilemoe_status status, const mobilemoe_error& error) {
+  if (status != MOBILEMOE_OK) stop(error.message);
+}
+
+// Gigabytes per second that `threads` threads read together from `bytes` bytes each.
+double bandwidth(int threads) {
+  constexpr size_t kWords = size_t{32} << 20;  // 256 MB per thread
+  std::vector<std::vector<uint64_t>> memory(threads, std::vector<uint64_t>(kWords, 1));
+  std::vector<uint64_t> sums(threads * 8);
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    std::vector<std::thread> workers;
+    const double start = now();
+    for (int i = 0; i < threads; ++i) {
+      workers.emplace_back([&, i] {
+        uint64_t sum[8] = {};
+        for (size_t j = 0; j < kWords; j += 8) {
+          for (int k = 0; k < 8; ++k) sum[k] += memory[i][j + k];
+        }
+        for (const uint64_t part : sum) sums[i * 8] += part;
+      });
+    }
+    for (auto& worker : workers) worker.join();
+    best = std::max(best, threads * kWords * 8.0 / (now() - start) / 1e9);
+  }
+  if (sums[0] == 0) stop("The memory was not read.");
+  return best;
+}
+
+std::vector<int> numbers(const std::string& text) {
+  std::vector<int> values;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) values.push_back(std::atoi(part.c_str()));
+  return values;
+}
+
+mobilemoe_config config_of(const std::string& shape) {
+  //                 vocab   d     layers heads kv head  w    shared E  k
+  if (shape == "S") return {128256, 768, 20, 12, 4, 64, 384, 1536, 60, 4, 1, 1, 1e-5f, 2.5f, nullptr};
+  if (shape == "M") return {128256, 1024, 26, 16, 4, 64, 512, 2048, 60, 4, 1, 1, 1e-5f, 2.5f, nullptr};
+  if (shape == "L") return {128256, 1280, 32, 20, 4, 64, 640, 2560, 60, 4, 1, 1, 1e-5f, 2.5f, nullptr};
+  // MobileLLM-Pro, the paper's dense baseline.
+  if (shape == "pro") return {202048, 1280, 30, 20, 4, 64, 0, 6144, 0, 0, 1, 0, 1e-5f, 1, nullptr};
+  stop("There is no shape " + shape + ": S, M, L or pro.");
+}
+
+int index_of(const std::string& name, std::initializer_list<const char*> names) {
+  int index = 0;
+  for (const char* known : names) {
+    if (name == known) return index;
+    ++index;
+  }
+  stop(name + " is not known.");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::map<std::string, std::string> options = {
+      {"--shape", "S"},        {"--precision", "int16"}, {"--threads", "2"}, {"--rounds", "1"},
+      {"--contexts", "0,1024"}, {"--prompts", "512,1024"}, {"--cpu-path", ""}, {"--cache", "float16"}};
+  for (int i = 1; i < argc; i += 2) {
+    if (options.count(argv[i]) == 0 || i + 1 == argc) stop(std::string("Not known: ") + argv[i]);
+    options[argv[i]] = argv[i + 1];
+  }
+  const int threads = std::atoi(options["--threads"].c_str());
+  mobilemoe_config config = config_of(options["--shape"]);
+  mobilemoe_error error;
+  std::vector<float> periods(config.head_dim / 2);
+  check(mobilemoe_rope_periods(config.head_dim, 500000, 16, 1, 1, 8192, periods.data(), &error), error);
+  config.rope_periods = periods.data();
+
+  const double memory_rate = bandwidth(threads);
+  const RandomModel weights(config, options["--shape"] == "pro" ? 512 : 0);
+  const std::string& path = options["--cpu-path"];
+  const mobilemoe_runtime_options runtime_options{
+      static_cast<mobilemoe_precision>(
+          index_of(options["--precision"], {"exact", "int16", "int8"})),
+      threads, path.empty() ? nullptr : path.c_str()};
+  mobilemoe_runtime* runtime;
+  check(mobilemoe_runtime_create(&runtime_options, &runtime, &error), error);
+  mobilemoe_model* model;
+  check(mobilemoe_model_create(runtime, &config, &weights.weights(), &model, &error), error);
+
+  const std::vector<int> contexts = numbers(options["--contexts"]);
+  const std::vector<int> prompts = numbers(options["--prompts"]);
+  int longest = 0;
+  for (const int context : contexts) longest = std::max(longest, context + kDecodeTokens + 1);
+  for (const int prompt : prompts) longest = std::max(longest, prompt);
+  const mobilemoe_session_options session_options{
+      longest,
+      static_cast<mobilemoe_cache_type>(
+          index_of(options["--cache"], {"float32", "float16", "int8"})),
+      512};
+  mobilemoe_session* session;
+  check(mobilemoe_session_create(model, &session_options, &session, &error), error);
+  std::vector<int32_t> tokens(longest);
+  for (int i = 0; i < longest; ++i) tokens[i] = static_cast<int32_t>(i * 7919LL % config.vocab_size);
+  std::vector<float> logits(config.vocab_size);
+  const auto feed = [&](int first, int count) {
+    check(mobilemoe_session_feed(session, tokens.data() + first, count, MOBILEMOE_LOGITS_LAST,
+                                 logits.data(), &error),
+          error);
+  };
+
+  for (int round = 0; round < std::atoi(options["--rounds"].c_str()); ++round) {
+    std::printf("{\"engine\": \"mobilemoe\", \"shape\": \"%s\", \"precision\": \"%s\", "
+                "\"threads\": %d, \"cpu_path\": \"%s\", \"weight_bytes\": %zu, "
+                "\"bandwidth_gb_s\": %.1f",
+                options["--shape"].c_str(), options["--precision"].c_str(), threads,
+                mobilemoe_runtime_cpu_path(runtime), weights.bytes(), memory_rate);
+    for (const int prompt : prompts) {
+      check(mobilemoe_session_rewind(session, 0, &error), error);
+      const double start = now();
+      feed(0, prompt);
+      std::printf(", \"prefill_%d\": %.1f", prompt, prompt / (now() - start));
+    }
+    for (const int context : contexts) {
+      check(mobilemoe_session_rewind(session, 0, &error), error);
+      if (context > 0) feed(0, context);
+      feed(context, 1);
+      const double start = now();
+      for (int i = 1; i <= kDecodeTokens; ++i) feed(context + i, 1);
+      std::printf(", \"decode_%d\": %.1f", context, kDecodeTokens / (now() - start));
+    }
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    std::printf(", \"peak_rss_mb\": %ld}\n", usage.ru_maxrss / 1024);
+    std::fflush(stdout);
+  }
+  mobilemoe_session_destroy(session);
+  mobilemoe_model_destroy(model);
+  mobilemoe_runtime_destroy(runtime);
+}

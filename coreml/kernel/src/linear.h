@@ -1,0 +1,65 @@
+// Linears over many rows, cut into tasks.
+#pragma once
+
+#include "bytes.h"
+#include "runtime.h"
+
+namespace mobilemoe {
+
+struct Linear {
+  const uint8_t* codes = nullptr;
+  const uint8_t* scales = nullptr;
+  int rows = 0, columns = 0;
+};
+
+// Activations as a product reads them.
+struct Prepared {
+  uint8_t* data = nullptr;
+  size_t stride = 0;
+};
+
+// Rows per task: long enough to pay for taking it, short enough to share evenly.
+inline Cut cut_rows(const Products& products, int rows, int columns, int count) {
+  constexpr int kBytesAlone = 24 * 1024;  // of codes, for one token: about 2 microseconds
+  constexpr int kTokenRows = 1024;        // for many tokens: rows x tokens
+  if (rows == 0) return {0, 1};
+  int chunk;
+  if (count == 1) {
+    chunk = kBytesAlone / (columns / 2);
+  } else {
+    chunk = kTokenRows / count;
+  }
+  const int tile = count == 1 ? 8 : products.linear_rows;
+  chunk = chunk < tile ? tile : chunk / tile * tile;
+  return {rows, chunk};
+}
+
+inline void multiply_rows(const Products& products, const Linear& weight, const Prepared& x,
+                          int count, int begin, int end, float* y, size_t y_stride,
+                          uint8_t* scratch) {
+  products.linear({x.data, x.stride, count, count == 1, weight.columns, weight.codes,
+                   weight.scales, begin, end, y, y_stride, scratch});
+}
+
+inline void prepare_linear(Runtime& runtime, const float* x, int count, int columns,
+                           const Prepared& prepared) {
+  const Cut cut = cut_tokens(count);
+  runtime.pool.run(cut.tasks(), [&](int task, int) {
+    for (int t = cut.begin(task); t < cut.end(task); ++t) {
+      runtime.products.prepare_linear(x + static_cast<size_t>(t) * columns, columns, count == 1,
+                                      prepared.data + t * prepared.stride);
+    }
+  });
+}
+
+// `scratch`: one piece of `scratch_stride` bytes per thread.
+inline void linear(Runtime& runtime, const Linear& weight, const Prepared& x, int count, float* y,
+                   uint8_t* scratch, size_t scratch_stride) {
+  const Cut cut = cut_rows(runtime.products, weight.rows, weight.columns, count);
+  runtime.pool.run(cut.tasks(), [&](int task, int thread) {
+    multiply_rows(runtime.products, weight, x, count, cut.begin(task), cut.end(task), y,
+                  weight.rows, scratch + thread * scratch_stride);
+  });
+}
+
+}  // namespace mobilemoe

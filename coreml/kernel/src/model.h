@@ -1,0 +1,39 @@
+// A model: the sizes, and where the caller's weights lie.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "moe.h"
+
+namespace mobilemoe {
+
+struct Layer {
+  std::vector<float> input_norm, post_attention_norm;  // [d]
+  Linear q, k, v, o;
+  AttentionShape attention;
+  std::vector<float> expert_bias;  // [E]
+  Moe moe;
+};
+
+}  // namespace mobilemoe
+
+struct mobilemoe_model {
+  mobilemoe_runtime& runtime;
+  int vocab_size, hidden_size, heads, kv_heads, head_dim;
+  float eps;
+  std::vector<float> rope_periods;  // [head_dim / 2]
+  mobilemoe::Linear embed_tokens;
+  std::vector<float> norm;  // [d]
+  std::vector<mobilemoe::Layer> layers;
+};
+
+namespace mobilemoe {
+
+using Model = mobilemoe_model;
+
+// x [count, d] = rows of the table; tokens are checked.
+void embed(const Linear& table, const int32_t* tokens, int count, float* x);
+
+}  // namespace mobilemoe

@@ -1,0 +1,161 @@
+"""Whole models: against the PyTorch reference, and against themselves however they are fed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import kernel_reference as reference
+import numpy as np
+import pytest
+import torch
+from kernel_library import CANCELLED, KernelError, Library, Model
+from kernel_model import open_model, read_folder
+
+from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.model import rope_periods
+
+TOKENS = 60
+PRECISIONS = ("exact", "int16", "int8")
+
+# Logits of two layers relative to the PyTorch reference's in float32.
+LIMITS = {"exact": 1e-5, "int16": 1e-3, "int8": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def folder(int4_folder: Path) -> tuple[ModelArgs, dict[str, np.ndarray]]:
+    return read_folder(int4_folder)
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny_args: ModelArgs) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    return rng.integers(0, tiny_args.vocab_size, TOKENS).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def torch_logits(int4_folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """float32 [TOKENS, vocabulary]."""
+    model = load_torch_model(int4_folder)
+    return np.asarray(model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0])
+
+
+def model(
+    library: Library,
+    folder: tuple[ModelArgs, dict[str, np.ndarray]],
+    precision: str = "exact",
+    threads: int = 2,
+    cpu_path: str | None = None,
+) -> Model:
+    return open_model(library.runtime(precision, threads, cpu_path), *folder)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_are_those_of_pytorch(library, folder, tokens, torch_logits, cpu_path, precision):
+    session = model(library, folder, precision, cpu_path=cpu_path).session(block=7)
+    logits = session.feed(tokens, all_logits=True)
+    assert reference.relative_error(logits, torch_logits) < LIMITS[precision]
+    assert session.position == TOKENS
+
+
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_narrow_cache_is_nearly_exact(library, folder, tokens, torch_logits, cpu_path, cache):
+    session = model(library, folder, cpu_path=cpu_path).session(cache=cache)
+    logits = session.feed(tokens, all_logits=True)
+    errors = [
+        reference.relative_error(y, wanted) for y, wanted in zip(logits, torch_logits, strict=True)
+    ]
+    # Of most tokens: where two experts score nearly alike, a rounded key may choose the other.
+    assert 0 < np.median(errors) < {"float16": 1e-3, "int8": 3e-2}[cache]
+
+
+def test_exact_logits_do_not_depend_on_how_tokens_are_fed(library, folder, tokens, cpu_path):
+    """Decode, prefill, any block, any cut, any number of threads: the same bits."""
+    whole = model(library, folder, threads=1, cpu_path=cpu_path).session()
+    wanted = whole.feed(tokens, all_logits=True)
+    for threads, block, cuts in [(2, 64, range(1, TOKENS)), (3, 5, (1, 2, 34)), (16, 1, ())]:
+        session = model(library, folder, threads=threads, cpu_path=cpu_path).session(block=block)
+        parts = np.split(tokens, list(cuts))
+        logits = [session.feed(part, all_logits=True) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(logits), wanted)
+        assert session.position == TOKENS
+
+
+@pytest.mark.parametrize("precision", ("int16", "int8"))
+def test_rounded_logits_hardly_depend_on_how_tokens_are_fed(
+    library, folder, tokens, cpu_path, precision
+):
+    opened = model(library, folder, precision, cpu_path=cpu_path)
+    wanted = opened.session().feed(tokens, all_logits=True)
+    session = opened.session()
+    one_by_one = np.concatenate([session.feed(tokens[i : i + 1]) for i in range(TOKENS)])
+    assert reference.relative_error(one_by_one, wanted) < LIMITS[precision]
+    for threads in (1, 5):
+        other = model(library, folder, precision, threads, cpu_path).session()
+        np.testing.assert_array_equal(other.feed(tokens, all_logits=True), wanted)
+
+
+def test_last_logits_are_the_last_of_all(library, folder, tokens):
+    opened = model(library, folder)
+    np.testing.assert_array_equal(
+        opened.session().feed(tokens), opened.session().feed(tokens, all_logits=True)[-1:]
+    )
+
+
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+def test_rewind_save_and_load(library, folder, tokens, cache):
+    opened = model(library, folder)
+    session = opened.session(cache=cache)
+    session.feed(tokens[:20])
+    saved = session.save()
+    wanted = session.feed(tokens[20:])
+    session.rewind(20)
+    session.feed(tokens[:9])  # another continuation, then back again
+    session.rewind(20)
+    np.testing.assert_array_equal(session.feed(tokens[20:]), wanted)
+
+    other = opened.session(context=TOKENS, cache=cache)
+    other.feed(tokens[40:])
+    other.load(saved)
+    assert other.position == 20
+    np.testing.assert_array_equal(other.feed(tokens[20:]), wanted)
+
+
+def test_two_sessions_at_once(library, folder, tokens):
+    opened = model(library, folder)
+    wanted = [opened.session().feed(t, all_logits=True) for t in (tokens, tokens[::-1])]
+    found: dict[int, np.ndarray] = {}
+
+    def work(index: int) -> None:
+        session = opened.session(block=4)
+        ids = tokens[:: (1, -1)[index]]
+        found[index] = np.concatenate([session.feed(ids[i : i + 6], True) for i in range(0, 60, 6)])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in (0, 1):
+        np.testing.assert_array_equal(found[index], wanted[index])
+
+
+def test_cancel_leaves_the_session_as_it_was(library, folder, tokens):
+    session = model(library, folder).session()
+    session.feed(tokens[:10])
+    session.cancel()
+    with pytest.raises(KernelError) as raised:
+        session.feed(tokens[10:])
+    assert raised.value.status == CANCELLED
+    assert session.position == 10
+    fresh = model(library, folder).session()
+    fresh.feed(tokens[:10])
+    np.testing.assert_array_equal(session.feed(tokens[10:]), fresh.feed(tokens[10:]))
+
+
+def test_rope_periods_are_those_of_the_model(library, tiny_args):
+    from kernel_model import config_of
+
+    _, periods = config_of(tiny_args, library)
+    np.testing.assert_allclose(periods, rope_periods(tiny_args), rtol=2e-7)
