@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,6 @@ from typing import NamedTuple, TypeVar
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.data.corpus_texts import corpus_texts
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.options import ExportOptions
@@ -21,11 +19,12 @@ from mobilemoe_mlx.quickstart.report import write_report
 from mobilemoe_mlx.quickstart.results import Figures, Results, figures
 from mobilemoe_mlx.quickstart.samples import generate_samples
 from mobilemoe_mlx.quickstart.text_bytes import bytes_per_target, token_bytes
-from mobilemoe_mlx.tokenizer import load_tokenizer, train_tokenizer
+from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.train.data import open_heldout
 from mobilemoe_mlx.train.plot import plot_run
 from mobilemoe_mlx.train.recipe import load_recipe
 from mobilemoe_mlx.train.run import train
+from mobilemoe_mlx.train.tiny_data import train_corpus_tokenizer
 from mobilemoe_mlx.verify.verify import verify_package
 
 T = TypeVar("T")
@@ -78,10 +77,8 @@ def quickstart(
     statistics = steps.run("Corpus", lambda: build_stdlib_corpus(corpus))
 
     # 2. A tokenizer of that text, with as many tokens as the recipe's model has.
-    sources = [corpus / f"{kind}.train.jsonl" for kind in ("code", "docs", "qa")]
-    texts = itertools.chain.from_iterable(corpus_texts(source) for source in sources)
     vocabulary = config.model.vocab_size
-    steps.run("Tokenizer", lambda: train_tokenizer(texts, vocabulary, tokenizer_folder))
+    steps.run("Tokenizer", lambda: train_corpus_tokenizer(corpus, vocabulary, tokenizer_folder))
 
     # 3. The recipe's stages: pre-training, mid-training, SFT, and QAT, which leaves INT4 weights.
     training = folder / "training"

@@ -31,6 +31,7 @@ from mobilemoe_mlx.train.start import (
     with_chat_template,
 )
 from mobilemoe_mlx.train.step import micro_rows
+from mobilemoe_mlx.train.tiny_data import with_tiny_data
 
 
 def train(
@@ -55,12 +56,16 @@ def train(
     if seed < 0:
         raise UserError(f"The seed is {seed}; it must not be negative.")
     try:
-        plan = _prepare(recipe, folder, init, resume, seed, group)
-        # All processes have looked before one writes.
-        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
-        if group.rank() == 0:
+        is_writer = group.rank() == 0
+        say = say if is_writer else _say_nothing
+        folder.check_free(recipe.stages, resume)
+        recipe = with_tiny_data(recipe, folder, init, say, make=is_writer)
+        _wait_for_all(group)
+        plan = _prepare(recipe, folder, init, seed, group)
+        _wait_for_all(group)
+        if is_writer:
             folder.begin(plan.record, plan.tokenizer_folder)
-        return _run_stages(plan, folder, group, say if group.rank() == 0 else _say_nothing)
+        return _run_stages(plan, folder, group, say)
     except OSError as error:  # a full disk, mostly
         intact = any(stage.has_started for stage in folder.stages.values())
         raise UserError(
@@ -87,12 +92,10 @@ def _prepare(
     recipe: Recipe,
     folder: RunFolder,
     init: str | None,
-    resume: bool,
     seed: int,
     group: mx.distributed.Group,
 ) -> _Plan:
     """Look at everything that the run needs; raises UserError for what is missing or wrong."""
-    folder.check_free(recipe.stages, resume)
     tokenizer_folder = find_tokenizer(recipe, folder, init)
     tokenizer = load_tokenizer(tokenizer_folder)
     args = model_args(recipe, tokenizer, folder, init)
@@ -173,6 +176,11 @@ def _record(
         "tokenizer": {"sha256": files.sha256(tokenizer_folder / "tokenizer.json")},
         "stages": stages,
     }
+
+
+def _wait_for_all(group: mx.distributed.Group) -> None:
+    """Let every process come here before one goes on, to write what another reads."""
+    mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
 
 
 def _say_nothing(_: str) -> None:

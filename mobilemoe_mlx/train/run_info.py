@@ -1,0 +1,126 @@
+"""What a training run's folder holds: how far each stage is, its losses, its disk space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.train import state
+from mobilemoe_mlx.train.disk_space import bytes_in, gigabytes
+from mobilemoe_mlx.train.metrics import read_metrics
+from mobilemoe_mlx.train.recipe import STAGE_TITLES, STAGES
+from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """One stage of a run. Losses are nats per target."""
+
+    stage: str
+    finished: bool
+    steps: int  # recorded in the metrics
+    planned_steps: int
+    loss: float | None  # of the last step
+    heldout: list[tuple[int, float]]  # step, loss
+    dead_experts: int | None  # without a token at the last step, over all layers
+    sources: Mapping[str, Any]  # what was read, as of the last record
+    checkpoints: list[int]  # their steps
+    model: str | None
+    bytes: int  # on disk
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run's folder, stage by stage in the order they run."""
+
+    path: Path
+    name: str  # of the recipe
+    stages: list[StageInfo]
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"training run {self.path} of the recipe {self.name}, {gigabytes(self.bytes)}"]
+        for stage in self.stages:
+            lines += ["", *_lines(stage)]
+        return "\n".join(lines)
+
+
+def is_run(path: Path) -> bool:
+    """True for the folder of a training run."""
+    return RunFolder(path).record_file.is_file()
+
+
+def describe_run(path: Path | str) -> RunInfo:
+    """Read the folder of a training run. Raises UserError for another folder."""
+    run = RunFolder(files.user_path(path))
+    if not is_run(run.path):
+        raise UserError(f"{run.path} is not the folder of a training run: it has no recipe.json.")
+    record = files.read_json(run.record_file)
+    if not isinstance(record, dict) or not isinstance(record.get("stages"), dict):
+        raise UserError(f"{run.record_file} is not the record of a training run.")
+    stages = [
+        _describe(name, run.stage(name), record["stages"][name])
+        for name in STAGES
+        if name in record["stages"]
+    ]
+    return RunInfo(run.path, str(record.get("name", "")), stages, bytes_in(run.path))
+
+
+def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> StageInfo:
+    rows = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    steps = [row for row in rows if "loss" in row]
+    rows_per_step = config["batch_size"] * config["data"]["context"]
+    sources: list[Mapping[str, Any]] = [row["sources"] for row in rows if "sources" in row]
+    return StageInfo(
+        stage=name,
+        finished=folder.is_finished,
+        steps=len(steps),
+        planned_steps=math.ceil(config["tokens"] / rows_per_step),
+        loss=steps[-1]["loss"] if steps else None,
+        heldout=[(row["step"], row["heldout_loss"]) for row in rows if "heldout_loss" in row],
+        dead_experts=int(sum(steps[-1]["dead_experts"])) if steps else None,
+        sources=sources[-1] if sources else {},
+        checkpoints=[state.step_of(path) for path in state.all_checkpoints(folder.checkpoints)],
+        model=str(folder.model) if folder.is_finished else None,
+        bytes=bytes_in(folder.path),
+    )
+
+
+def _lines(stage: StageInfo) -> list[str]:
+    how = "finished" if stage.finished else "not finished" if stage.steps else "not begun"
+    lines = [
+        f"{STAGE_TITLES[stage.stage]}: {how}, {stage.steps:,} of {stage.planned_steps:,} steps"
+    ]
+    if stage.loss is not None:
+        lines.append(f"  training loss      {stage.loss:.4f} at the last step")
+    if stage.heldout:
+        (first, before), (last, after) = stage.heldout[0], stage.heldout[-1]
+        lines.append(
+            f"  held-out loss      {before:.4f} at step {first:,}, {after:.4f} at step {last:,} "
+            f"({len(stage.heldout)} evaluations)"
+        )
+    if stage.dead_experts is not None:
+        lines.append(f"  experts, no token  {stage.dead_experts} at the last step")
+    for name, counts in stage.sources.items():
+        skipped = sum(counts["skipped"].values())
+        lines.append(
+            f"  read of {name}: {counts['records']:,} records, {counts['tokens']:,} tokens, "
+            f"{counts['epochs']:,} whole epochs, {skipped:,} left out, {counts['truncated']:,} cut"
+        )
+    if stage.checkpoints:
+        steps = ", ".join(f"{step:,}" for step in stage.checkpoints)
+        lines.append(f"  checkpoints        of step {steps}")
+    if stage.model:
+        lines.append(f"  model              {stage.model}")
+    lines.append(f"  on disk            {gigabytes(stage.bytes)}")
+    return lines
