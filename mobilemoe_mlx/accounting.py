@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import files, text_table
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.checkpoint.layouts import layout_of
 from mobilemoe_mlx.checkpoint.tensor_file import read_header
@@ -156,3 +157,42 @@ def _files(folder: Path) -> Files | None:
     if not names:
         return None
     return Files(layout_of(names).value, len(paths), sum(path.stat().st_size for path in paths))
+
+
+def table(described: Sequence[Described]) -> str:
+    """A column for each model, for people; one at least."""
+    cells = [_cells(each) for each in described]
+    return text_table.columns([[label, *(c[label] for c in cells)] for label in cells[0]])
+
+
+def _cells(d: Described) -> dict[str, str]:
+    """Label -> text, one column of the table; the labels are the same for every model."""
+    args, a = d.args, d.accounting
+    cells = {
+        "": d.name,
+        "layers": f"{args.num_hidden_layers}",
+        "hidden size": f"{args.hidden_size}",
+        "attention heads / key-value heads": (
+            f"{args.num_attention_heads} / {args.num_key_value_heads}"
+        ),
+        "routed experts / per token": f"{args.num_local_experts} / {args.num_experts_per_tok}",
+        "vocabulary": f"{args.vocab_size:,}",
+        "active parameters per token": text_table.count(a.active_parameters),
+        "total parameters": text_table.count(a.total_parameters),
+        "BF16 weights": text_table.size(a.bf16_bytes),
+        "INT4 weights (published files)": text_table.size(a.int4_bytes),
+        "INT4 weights (as the paper counts)": text_table.size(a.int4_bytes_paper),
+        "KV cache per token, 16-bit": text_table.size(a.kv_bytes_per_token["bfloat16"]),
+        "KV cache per token, float32": text_table.size(a.kv_bytes_per_token["float32"]),
+        "context": f"{a.context:,}",
+        "KV cache at this context, 16-bit": text_table.size(
+            a.kv_bytes_per_token["bfloat16"] * a.context
+        ),
+        "FLOPs per token at this context": text_table.count(a.flops_per_token),
+    }
+    if d.files:
+        plural = "" if d.files.count == 1 else "s"
+        cells["weights here"] = (
+            f"{d.files.layout}, {d.files.count} file{plural}, {text_table.size(d.files.bytes)}"
+        )
+    return cells

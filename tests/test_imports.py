@@ -17,10 +17,19 @@ NAME = PACKAGE.name
 # A room is a folder or file at the top of the package. It imports from its own row and from those
 # above, and no two rooms import each other.
 ROWS = (
-    ("errors", "files", "all_or_none", "tables", "mlx_on_linux", "memory", "mlpackage"),
+    (
+        "errors",
+        "files",
+        "all_or_none",
+        "tables",
+        "text_table",
+        "mlx_on_linux",
+        "memory",
+        "mlpackage",
+    ),
     ("config", "config_spelling", "tokenizer_config", "generation_options", "chat_commands"),
     ("int4", "experts", "tensor_names", "model", "quantized"),
-    ("tokenizer", "checkpoint", "accounting", "numerics"),
+    ("tokenizer", "checkpoint", "accounting", "adapter_info", "numerics"),
     ("data", "generate", "chat", "mil"),
     ("train", "compare", "export"),
     ("verify",),

@@ -21,11 +21,17 @@ from mobilemoe_mlx.export.manifest import list_files
 from mobilemoe_mlx.mlpackage.features import read_features
 
 FORMAT = "mobilemoe-coreml"  # of the manifest
+_RESOURCES = "-resources"
 
 
 def resources_folder(package: Path) -> Path:
     """The resources folder of `package`: S.mlpackage has S-resources beside it."""
-    return package.with_name(f"{package.stem}-resources")
+    return package.with_name(f"{package.stem}{_RESOURCES}")
+
+
+def package_of(resources: Path) -> Path:
+    """The package that a resources folder lies beside."""
+    return resources.with_name(f"{resources.name.removesuffix(_RESOURCES)}.mlpackage")
 
 
 def write_resources(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,0 +1,105 @@
+"""What a LoRA adapter of mlx-lm is: adapter_config.json and the headers of adapters.safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx import files, text_table
+from mobilemoe_mlx.checkpoint.tensor_file import read_header
+from mobilemoe_mlx.errors import UserError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapters.safetensors"
+
+_PLACE = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)\.(lora_a|lora_b|m)")
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter folder. Bytes are those of the whole weight file."""
+
+    path: Path
+    kind: str  # fine_tune_type: "lora", "dora" or "full"
+    base: str | None  # the model it was trained on, as the configuration names it
+    ranks: tuple[int, ...]  # of all pairs of matrices; usually one number
+    scale: float | None  # the product of a pair is multiplied by this
+    layers: tuple[int, ...]  # indices, counted from 0
+    modules: dict[str, int]  # part of a layer -> layers in which it has an adapter
+    tensors: int
+    parameters: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    def text(self) -> str:
+        """For people: a line for each property."""
+        cells = {
+            "adapter": f"{self.path.name}, {self.kind}",
+            "base model": self.base or "not named",
+            "rank": ", ".join(map(str, self.ranks)) or "none",
+            "scale": "not given" if self.scale is None else f"{self.scale:g}",
+            "layers": _ranges(self.layers) or "none",
+        }
+        cells |= {f"  {name}": f"in {count} layers" for name, count in self.modules.items()}
+        cells["parameters"] = f"{self.parameters:,} in {self.tensors:,} tensors"
+        cells["weights"] = text_table.size(self.bytes)
+        return text_table.labelled(cells)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` is an adapter's, whole or not."""
+    return (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
+
+
+def describe_adapter(folder: Path) -> AdapterInfo:
+    """Describe an adapter folder; raises UserError naming what is missing or damaged in it."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is an adapter without {name}: copy it whole.")
+    config = files.read_json(folder / CONFIG)
+    settings = config.get("lora_parameters") or {} if isinstance(config, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / CONFIG} is not an adapter's configuration of mlx-lm.")
+    tensors = read_header(folder / WEIGHTS).tensors
+    places = {name: match for name in tensors if (match := _PLACE.fullmatch(name))}
+    # mlx-lm's lora_a is [in, rank] and lora_b [rank, out]; of experts, [expert, rank, in] and
+    # [expert, out, rank].
+    ranks = set()
+    for name, match in places.items():
+        shape = tensors[name].shape
+        if match[3] == "lora_a" and len(shape) in (2, 3):
+            ranks.add(shape[1])
+    modules = Counter(module for _, module in {(m[1], m[2]) for m in places.values()})
+    scale = settings.get("scale")
+    base = config.get("model")
+    return AdapterInfo(
+        path=folder,
+        kind=str(config.get("fine_tune_type", "lora")),
+        base=base if isinstance(base, str) else None,
+        ranks=tuple(sorted(ranks)),
+        scale=float(scale) if isinstance(scale, int | float) else None,
+        layers=tuple(sorted({int(match[1]) for match in places.values()})),
+        modules=dict(sorted(modules.items())),
+        tensors=len(tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        bytes=(folder / WEIGHTS).stat().st_size,
+    )
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """ "0 to 3, 7" for (0, 1, 2, 3, 7)."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
