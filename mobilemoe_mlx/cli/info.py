@@ -60,7 +60,10 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
         described = accounting.describe(name, context)
         return described.to_dict(), accounting.table([described])
     if context is not None:
-        raise UserError(f"--context is for a size or a checkpoint, and {name} is neither.")
+        raise UserError(
+            f"--context is for a size or a checkpoint, and {name} is neither: an exported package's "
+            "context is fixed."
+        )
     if path.suffix == ".mlpackage" or (path / "Manifest.json").is_file():
         return _package(path)
     if (path / "manifest.json").is_file():

@@ -9,7 +9,7 @@ from typing import Any
 
 from mobilemoe_mlx import text_table
 from mobilemoe_mlx.accounting import account
-from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe, load_recipe
+from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe, StageConfig, load_recipe
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RecipeInfo:
             "config": recipe.model.to_dict(),
             **dataclasses.asdict(account(recipe.model)),
             "stages": {
-                name: {**dataclasses.asdict(stage), "steps": stage.steps}
+                name: {**dataclasses.asdict(stage), "steps": _steps(stage)}
                 for name, stage in recipe.stages.items()
             },
         }
@@ -51,14 +51,14 @@ class RecipeInfo:
         stages = recipe.stages.values()
         rows = [
             ["", *(STAGE_TITLES[name] for name in recipe.stages)],
-            ["tokens", *(f"{stage.tokens:,}" for stage in stages)],
-            ["steps", *(f"{stage.steps:,}" for stage in stages)],
+            ["length", *(_length(stage) for stage in stages)],
+            ["steps", *(f"{_steps(stage):,}" if stage.tokens else "" for stage in stages)],
             ["rows x context", *(f"{s.batch_size:,} x {s.data.context:,}" for s in stages)],
             ["peak learning rate", *(f"{stage.optimizer.peak_lr:g}" for stage in stages)],
             ["schedule", *(stage.optimizer.schedule for stage in stages)],
             ["weights", *("INT4" if stage.quantize else "float" for stage in stages)],
             ["mixture", *(Path(stage.data.mixture).stem for stage in stages)],
-            ["held out", *(", ".join(_stems(stage.data.heldout)) or "none" for stage in stages)],
+            ["held out", *(_names(stage.data.heldout) or "none" for stage in stages)],
         ]
         return f"{text_table.labelled(head)}\n\n{text_table.columns(rows)}"
 
@@ -68,5 +68,14 @@ def describe_recipe(path: Path) -> RecipeInfo:
     return RecipeInfo(path, load_recipe(path))
 
 
-def _stems(names: tuple[str, ...]) -> list[str]:
-    return [Path(name).name for name in names]
+def _length(stage: StageConfig) -> str:
+    return f"{stage.tokens:,} tokens" if stage.tokens else f"{stage.epochs:g} epochs"
+
+
+def _steps(stage: StageConfig) -> int | None:
+    """None where the length is in epochs: how many tokens they have is known with the data."""
+    return stage.steps if stage.tokens else None
+
+
+def _names(paths: tuple[str, ...]) -> str:
+    return ", ".join(Path(path).name for path in paths)

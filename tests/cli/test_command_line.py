@@ -63,7 +63,9 @@ def test_errors_of_the_system_name_the_file(
 ) -> None:
     (tmp_path / "config.json").mkdir()
     assert main(["info", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"mobilemoe: {tmp_path / 'config.json'}: Is a directory\n"
+    assert capsys.readouterr().err == (
+        f"mobilemoe: Cannot read {tmp_path / 'config.json'}: Is a directory.\n"
+    )
     file = tmp_path / "file"
     file.touch()
     assert main(["corpus", str(file)]) == 2
