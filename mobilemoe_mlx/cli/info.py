@@ -61,8 +61,8 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
         return described.to_dict(), accounting.table([described])
     if context is not None:
         raise UserError(
-            f"--context is for a size or a checkpoint, and {name} is neither: an exported package's "
-            "context is fixed."
+            f"--context is for a size or a checkpoint, and {name} is neither: the context is fixed "
+            "when a package is exported."
         )
     if path.suffix == ".mlpackage" or (path / "Manifest.json").is_file():
         return _package(path)
