@@ -93,7 +93,8 @@ void store_position(const LayerCache& cache, int head_dim, int head, int positio
       }
       store<int8_t>(cache, head_dim, head, position, key, value, [&](float x, int which) {
         const float q = x * inverse[which];
-        return static_cast<int8_t>(q >= -127 && q <= 127 ? std::lrint(q) : 0);
+        // 0 for what is not a number; the largest may come out a little above 127.
+        return static_cast<int8_t>(q == q ? std::lrint(std::clamp(q, -127.0f, 127.0f)) : 0);
       });
       return;
     }
