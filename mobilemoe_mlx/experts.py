@@ -11,7 +11,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from mobilemoe_mlx import linux_cpu
 from mobilemoe_mlx.config import GROUP_SIZE
+from mobilemoe_mlx.linux_cpu.routed_experts import routed_experts
+from mobilemoe_mlx.linux_cpu.swiglu import swiglu
 
 # Below this many (token, slot) pairs sorting costs more than it saves (mlx-lm's threshold).
 _SORT_FROM = 64
@@ -85,9 +88,12 @@ class QuantizedExpertLinear(nn.Module):
 class Dispatch(NamedTuple):
     """Where each (token, slot) pair is computed: in blocks of rows that share one expert."""
 
-    tokens: mx.array  # int [blocks, rows]: the token in each row (0 where the row is padding)
+    pairs: mx.array  # int [blocks, rows]: the pair in each row (0 where the row is padding)
+    tokens: mx.array  # int [blocks, rows]: the token of that pair
     experts: mx.array  # uint32 [blocks]: the expert of each block, ascending
     rows: mx.array  # int [tokens x slots]: the row of each pair, in the pairs' own order
+    # uint32 [experts, 2]: where each expert's rows begin and end, padding left out; blocks only.
+    segments: mx.array | None = None
 
 
 def dispatch(indices: mx.array, num_experts: int, block: int) -> Dispatch:
@@ -96,28 +102,29 @@ def dispatch(indices: mx.array, num_experts: int, block: int) -> Dispatch:
     Dropless: the number of blocks is the most that any routing can need, a static shape.
     """
     slots = indices.shape[-1]
-    pairs = indices.size
+    count = indices.size
     experts = indices.flatten()
     order = mx.argsort(experts)
     experts = experts[order]
     if block == 1:
-        return Dispatch((order // slots)[:, None], experts.astype(mx.uint32), _inverse(order))
-    blocks = (pairs + num_experts * (block - 1)) // block
+        rows = mx.zeros_like(order).at[order].add(mx.arange(count, dtype=order.dtype))
+        return Dispatch(order[:, None], (order // slots)[:, None], experts.astype(mx.uint32), rows)
+    order = order.astype(mx.int32)
     counts = mx.zeros((num_experts,), mx.int32).at[experts].add(1)
     padded = (counts + block - 1) // block * block
     ends = mx.cumsum(padded)
-    shift = (ends - padded) - (mx.cumsum(counts) - counts)  # padding before each expert's rows
-    rows = mx.arange(pairs) + shift[experts]
-    tokens = mx.zeros((blocks * block,), mx.int32).at[rows].add((order // slots).astype(mx.int32))
-    starts = mx.arange(blocks) * block
-    block_experts = (starts[:, None] >= ends[None]).sum(axis=-1)
+    starts = ends - padded
+    shift = starts - (mx.cumsum(counts) - counts)  # padding before each expert's rows
+    sorted_rows = mx.arange(count) + shift[experts]
+    blocks = (count + num_experts * (block - 1)) // block
+    pairs = mx.zeros((blocks * block,), mx.int32)
+    pairs = mx.put_along_axis(pairs, sorted_rows, order, axis=0).reshape(blocks, block)
     # Blocks after the last expert's rows are all padding; any expert will do.
+    block_experts = (mx.arange(blocks)[:, None] * block >= ends).sum(axis=-1)
     block_experts = mx.minimum(block_experts, num_experts - 1).astype(mx.uint32)
-    return Dispatch(tokens.reshape(blocks, block), block_experts, rows[_inverse(order)])
-
-
-def _inverse(order: mx.array) -> mx.array:
-    return mx.zeros_like(order).at[order].add(mx.arange(order.size, dtype=order.dtype))
+    rows = mx.put_along_axis(mx.zeros_like(order), order, sorted_rows, axis=0)
+    segments = mx.stack([starts, starts + counts], axis=-1).astype(mx.uint32)
+    return Dispatch(pairs, pairs // slots, block_experts, rows, segments)
 
 
 class Experts(nn.Module):
@@ -138,6 +145,15 @@ class Experts(nn.Module):
         y = self._swiglu(x[plan.tokens], plan.experts, True)  # [blocks, rows, hidden]
         return y.flatten(0, 1)[plan.rows].reshape(*indices.shape, -1)
 
+    def weighted_sum(self, x: mx.array, indices: mx.array, weights: mx.array) -> mx.array:
+        """x [tokens, hidden], indices and weights [tokens, slots] -> [tokens, hidden]."""
+        matrices = self.gate_up_proj.weight, self.down_proj.weight
+        if indices.size >= _SORT_FROM and linux_cpu.applies_to(x, weights, *matrices):
+            plan = dispatch(indices, self.num_experts, _CPU_BLOCK)
+            return routed_experts(x, *matrices, weights, **plan._asdict())
+        y = self(x, indices)
+        return (y * weights[..., None].astype(y.dtype)).sum(axis=-2)
+
     def _swiglu(self, x: mx.array, indices: mx.array, sorted_indices: bool) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x, indices, sorted_indices), 2, axis=-1)
-        return self.down_proj(nn.silu(gate) * up, indices, sorted_indices)
+        return self.down_proj(swiglu(gate, up), indices, sorted_indices)

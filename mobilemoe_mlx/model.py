@@ -11,9 +11,12 @@ import numpy as np
 from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache
 
-from mobilemoe_mlx import int4
+from mobilemoe_mlx import int4, linux_cpu
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.experts import Experts
+from mobilemoe_mlx.linux_cpu.attention import causal_attention
+from mobilemoe_mlx.linux_cpu.exponential import sigmoid
+from mobilemoe_mlx.linux_cpu.swiglu import swiglu
 from mobilemoe_mlx.tensor_names import is_expert_matrix, split_int4_name
 
 __all__ = ["Model", "ModelArgs"]
@@ -74,9 +77,14 @@ class Attention(nn.Module):
         values = heads(self.v_proj(x), self.n_kv_heads)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        out = scaled_dot_product_attention(
-            queries, keys, values, cache=cache, scale=self.head_dim**-0.5, mask=mask
-        )
+        scale = self.head_dim**-0.5
+        if cache is None and length > 1 and linux_cpu.applies_to(queries, keys, values):
+            given = mask if isinstance(mask, mx.array) else None  # else the causal one
+            out = causal_attention(queries, keys, values, scale, given)
+        else:
+            out = scaled_dot_product_attention(
+                queries, keys, values, cache=cache, scale=scale, mask=mask
+            )
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
     def _rotate(self, x: mx.array, offset: Any) -> mx.array:
@@ -115,7 +123,7 @@ class Router(nn.Module):
     def __call__(self, x: mx.array, expert_bias: mx.array) -> Routing:
         """x [tokens, hidden], expert_bias [experts] -> Routing; ties go to the lower index."""
         logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
-        scores = mx.sigmoid(logits)
+        scores = sigmoid(logits)
         biased = scores + expert_bias.astype(mx.float32)
         experts = mx.argsort(-biased, axis=-1)[:, : self.top_k]  # a stable sort
         experts = mx.stop_gradient(experts)
@@ -135,7 +143,7 @@ class SharedExpert(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class MixtureOfExperts(nn.Module):
@@ -154,8 +162,7 @@ class MixtureOfExperts(nn.Module):
         """x [batch, tokens, hidden] -> (the same shape, the routing of the flattened tokens)."""
         flat = x.flatten(0, -2)
         routing = self.router(flat, self.expert_bias)
-        y = self.experts(flat, routing.experts)  # [tokens, slots, hidden]
-        y = (y * routing.weights[..., None].astype(y.dtype)).sum(axis=-2)
+        y = self.experts.weighted_sum(flat, routing.experts, routing.weights)
         return y.reshape(x.shape) + self.shared_expert(x), routing
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import mlx.core as mx
 
 from mobilemoe_mlx.data.packing import Batch, document_attention_mask
+from mobilemoe_mlx.linux_cpu.exponential import logsumexp
 from mobilemoe_mlx.model import Model
 
 
@@ -22,7 +23,7 @@ def heldout_loss(model: Model, batches: Iterable[Batch], *, document_mask: bool 
         ):
             logits = model.logits(h).astype(mx.float32)
             chosen = mx.take_along_axis(logits, target[:, None], axis=-1).squeeze(-1)
-            losses = mx.logsumexp(logits, axis=-1) - chosen
+            losses = logsumexp(logits) - chosen
             total += (losses * counts).sum().item()
         targets += float(batch.loss_mask.sum())
     return total / max(targets, 1.0)

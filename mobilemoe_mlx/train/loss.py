@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mobilemoe_mlx.data.packing import PADDING, document_attention_mask
+from mobilemoe_mlx.linux_cpu.exponential import logsumexp, softmax_parts
 from mobilemoe_mlx.model import LayerTrace, Model
 from mobilemoe_mlx.train.balancing import expert_counts
 
@@ -48,7 +49,7 @@ def loss_sums(
     counts = []
     for layer in trace:
         logits = layer.routing.logits
-        z = z + (mx.square(mx.logsumexp(logits, axis=-1)) * real).sum()
+        z = z + (mx.square(logsumexp(logits)) * real).sum()
         counts.append(expert_counts(layer.routing.experts, real, logits.shape[-1]))
     cross_entropy = cross_entropy_sum(model, hidden, targets, loss_mask, chunk)
     return LossSums(cross_entropy, z, mx.stop_gradient(mx.stack(counts)))
@@ -100,9 +101,7 @@ def _loss_and_gradients(
     kept or computed again, each exponential is taken once, and no one-hot matrix is built.
     """
     logits = (hidden @ weight.T).astype(mx.float32)
-    top = logits.max(axis=-1, keepdims=True)
-    exponentials = mx.exp(logits - top)
-    total = exponentials.sum(axis=-1, keepdims=True)
+    exponentials, total, top = softmax_parts(logits)
     chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
     loss = ((mx.log(total) + top - chosen).squeeze(-1) * loss_mask).sum()
     mask = loss_mask[:, None]

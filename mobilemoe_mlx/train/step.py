@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.optimizers import clip_grad_norm
 from mlx.utils import tree_map, tree_map_with_path
 
+from mobilemoe_mlx import linux_cpu
 from mobilemoe_mlx.data.packing import PADDING, Batch
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
@@ -49,6 +50,12 @@ class Trainer:
         self.group = group or mx.distributed.init()
         self.step = 0
         self.micro_rows = micro_rows(config, self.group.size())
+        self._objective_and_gradients = mx.value_and_grad(self._objective)
+        if linux_cpu.applies_to(mx.array(0.0, getattr(mx, config.compute.dtype))):
+            # The functions in linux_cpu are fast as compiled ones, and MLX compiles nothing inside
+            # of a gradient: only the gradient as a whole.
+            self._objective_and_gradients = mx.compile(self._objective_and_gradients)
+            linux_cpu.keep_freed_memory()
         self.adopt(model.parameters())
 
     def adopt(self, parameters: dict[str, Any]) -> None:
@@ -116,27 +123,35 @@ class Trainer:
         return StepResult(loss, z, grad_norm, rate, counts)
 
     def _gradients(self, batch: Batch, targets: float, real: float) -> tuple[LossSums, Any]:
-        config = self.config
         arrays = [mx.array(part) for part in batch]
-
-        def objective(parameters: Any) -> tuple[mx.array, LossSums]:
-            self._install(*self._forward_form(parameters))
-            sums = loss_sums(
-                self.model,
-                *arrays,
-                document_mask=config.data.document_mask,
-                activation_checkpointing=config.compute.activation_checkpointing,
-                chunk=config.compute.loss_chunk,
-            )
-            # z-loss: mean over tokens, summed over layers.
-            return sums.cross_entropy / targets + config.routing.z_loss * sums.z / real, sums
-
-        (_, sums), gradient = mx.value_and_grad(objective)(self.parameters)
+        counts = mx.array(targets), mx.array(real)
+        (_, sums), gradient = self._objective_and_gradients(
+            self.parameters, self.biases, arrays, *counts
+        )
         return LossSums(*sums), gradient
 
-    def _forward_form(self, parameters: Any) -> tuple[Any, mx.array]:
+    def _objective(
+        self,
+        parameters: Any,
+        biases: mx.array,
+        batch: list[mx.array],
+        targets: mx.array,
+        real: mx.array,
+    ) -> tuple[mx.array, LossSums]:
+        config = self.config
+        self._install(*self._forward_form(parameters, biases))
+        sums = loss_sums(
+            self.model,
+            *batch,
+            document_mask=config.data.document_mask,
+            activation_checkpointing=config.compute.activation_checkpointing,
+            chunk=config.compute.loss_chunk,
+        )
+        # z-loss: mean over tokens, summed over layers.
+        return sums.cross_entropy / targets + config.routing.z_loss * sums.z / real, sums
+
+    def _forward_form(self, parameters: Any, biases: mx.array) -> tuple[Any, mx.array]:
         """Master weights to what the forward pass uses: fake-quantised, in the compute type."""
-        biases = self.biases
         if self.config.quantize:
             parameters = fake_quantize_parameters(parameters)
             biases = biases.astype(mx.bfloat16).astype(mx.float32)  # as they will be stored
