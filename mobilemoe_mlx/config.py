@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import config_spelling, files
+from mobilemoe_mlx import config_spelling, end_tokens, files
 from mobilemoe_mlx.config_spelling import bad
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
@@ -262,14 +262,11 @@ class ModelArgs:
                 if not values[name]:
                     raise bad(name, values[name], "it must have one entry a layer")
                 values[name] = tuple(values[name])
-        eos = values.get("eos_token_id")
-        eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
-        values["eos_token_id"] = tuple(eos)
-        values.setdefault("bos_token_id", None)
-        for name, ids in (("bos_token_id", [values["bos_token_id"]]), ("eos_token_id", eos)):
-            for token in ids:
-                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-                    raise bad(name, token, "token ids are whole numbers")
+        eos = end_tokens.token_ids("config.json: eos_token_id", values.get("eos_token_id"))
+        values["eos_token_id"] = eos
+        bos = values.setdefault("bos_token_id", None)
+        if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int)):
+            raise bad("bos_token_id", bos, "token ids are whole numbers")
         values["quantized"] = _is_quantized(config.get("quantization"))
         return cls(**values)
 

@@ -91,6 +91,7 @@ _NEUTRAL: dict[str, Any] = {
     "pruned_heads": {},
     "use_bfloat16": False,
     "is_decoder": False,
+    "quantize_activations": False,  # mlx-lm's loader adds it
 }
 
 # Understood below, though they are not published fields.

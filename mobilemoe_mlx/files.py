@@ -190,4 +190,4 @@ def write(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON and a newline, as `write` does."""
-    write(path, (json.dumps(content, indent=2) + "\n").encode())
+    write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

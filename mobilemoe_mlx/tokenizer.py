@@ -7,29 +7,38 @@ U+2581, so a U+2581 in the text comes back as a space; all other text survives t
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import sentencepiece
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.tokenizer_utils import load as mlx_lm_load
+from mlx_lm.tokenizer_utils import (
+    BPEStreamingDetokenizer,
+    NaiveStreamingDetokenizer,
+    SPMStreamingDetokenizer,
+    StreamingDetokenizer,
+    TokenizerWrapper,
+    _is_bpe_decoder,
+    _is_spm_decoder,
+    _is_spm_decoder_no_space,
+)
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mobilemoe_mlx import files, tokenizer_config
+from mobilemoe_mlx import chat_template, end_tokens, files
+from mobilemoe_mlx.end_tokens import END_OF_TEXT as END_OF_TEXT
+from mobilemoe_mlx.end_tokens import EOT as EOT
 from mobilemoe_mlx.errors import UserError
 
 # The control tokens of the published chat format.
 BEGIN_OF_TEXT = "<|begin_of_text|>"
-END_OF_TEXT = "<|end_of_text|>"
 HEADER_START = "<|header_start|>"
 HEADER_END = "<|header_end|>"
-EOT = "<|eot|>"
 SPECIAL_TOKENS = (BEGIN_OF_TEXT, END_OF_TEXT, HEADER_START, HEADER_END, EOT)
 
 CHAT_TEMPLATE = (
@@ -51,32 +60,122 @@ _MAX_LINE_CHARS = 65_536  # a longer line is cut, so that one huge line costs no
 _REQUIRED_CHARS = "".join(map(chr, range(0x21, 0x7F)))
 
 
-def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> TokenizerWrapper:
-    """Load `folder`'s tokenizer.json through mlx-lm's loader, from local files only.
+class ChatTokenizer(TokenizerWrapper):
+    """mlx-lm's tokenizer, whose chat template never makes a control token of a message's text."""
 
-    Code in the folder is never run, and decoding never removes the space before punctuation,
-    whatever tokenizer_config.json asks for. Generation stops at `eos_token_ids(tokenizer)` and at
-    `stop_ids` (the `eos_token_id` of a config.json). Raises UserError when tokenizer.json is absent
-    or unreadable.
-    """
-    folder = Path(folder)
-    tokenizer_config.register()  # a checkpoint's config.json lies beside the tokenizer
-    _check_tokenizer_json(folder / "tokenizer.json")
-    try:
-        tokenizer = mlx_lm_load(
-            folder,
-            {
-                "clean_up_tokenization_spaces": False,
-                "local_files_only": True,
-                "trust_remote_code": False,
-            },
+    def apply_chat_template(
+        self, conversation: Sequence[Any], *, tokenize: bool = True, **options: Any
+    ) -> Any:
+        """Token ids of a conversation, or with `tokenize` false the template's text.
+
+        `conversation`: messages with "role" and "content". `options`: those of transformers, such
+        as `add_generation_prompt`. Raises UserError, one sentence, when the template fails.
+        """
+        options["return_dict"] = False
+        given = {name: options.pop(name) for name in ("tools", "documents") if options.get(name)}
+
+        def render(messages: Sequence[Any], others: Mapping[str, Any]) -> str:
+            return str(
+                self._tokenizer.apply_chat_template(messages, tokenize=False, **options, **others)
+            )
+
+        if not tokenize:
+            return chat_template.render_safely(render, conversation, given)
+        control = {
+            token.content: index
+            for index, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        return chat_template.chat_tokens(
+            render, conversation, given, control, lambda text: encode_text(self, text)
         )
+
+
+def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> TokenizerWrapper:
+    """Load `folder`'s tokenizer.json, which alone decides the ids, from local files.
+
+    tokenizer_config.json and special_tokens_map.json only say which of its tokens begin and end a
+    text, and give the chat template (chat_template.jinja wins). Their tokenizer class, their flags
+    and ids of their own change nothing, code in the folder is never run, and decoding never removes
+    the space before punctuation. Generation stops at `end_tokens.of_tokenizer` and at `stop_ids`
+    (the `eos_token_id` of a config.json). Raises UserError when a file is absent or unreadable.
+    """
+    folder = files.user_path(folder)
+    path = folder / "tokenizer.json"
+    content = _tokenizer_json(path)
+    _refuse_code(folder)
+    try:
+        raw = Tokenizer.from_file(str(path))
+        raw.no_truncation()  # of a length that was of use elsewhere
+        raw.no_padding()
+        vocabulary = raw.get_vocab()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=raw,
+            clean_up_tokenization_spaces=False,
+            chat_template=_chat_template(folder),
+            **{n: t for n, t in end_tokens.special_tokens(folder).items() if t in vocabulary},
+        )
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception on a file it rejects
         raise UserError(
             f"The tokenizer in {folder} cannot be loaded: {error}. Download or train it again."
         ) from error
-    tokenizer.eos_token_ids = [*eos_token_ids(tokenizer), *stop_ids]
-    return tokenizer
+    tokenizer._tokenizer = raw  # as the file has it, whatever the class above made of a copy
+    ends = {*end_tokens.of_tokenizer(folder), *stop_ids}
+    return ChatTokenizer(tokenizer, _detokenizer_class(content.get("decoder")), ends)
+
+
+def _tokenizer_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(
+            f"{file.parent} has no tokenizer.json. Copy it there from the checkpoint it belongs "
+            "to, or train one with `mobilemoe tokenizer train`."
+        )
+    content = files.read_json(file)
+    if not isinstance(content, dict) or "model" not in content:
+        raise UserError(f"{file} describes no tokenizer: it has no 'model'.")
+    return content
+
+
+def _refuse_code(folder: Path) -> None:
+    settings = _settings(folder / "tokenizer_config.json")
+    if "AutoTokenizer" in (settings.get("auto_map") or {}):
+        raise UserError(
+            f"The tokenizer in {folder} asks for code of its own (auto_map in "
+            "tokenizer_config.json), and code in a checkpoint is never run. If its tokenizer.json "
+            "describes it whole, remove auto_map."
+        )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    content = files.read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object.")
+    return content
+
+
+def _chat_template(folder: Path) -> str | dict[str, str] | None:
+    """The template of chat_template.jinja, else of tokenizer_config.json, else of the older
+    chat_template.json; several by name where the file has several."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return files.read_text(file)
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        template = _settings(folder / name).get("chat_template")
+        if isinstance(template, list):
+            return {entry["name"]: entry["template"] for entry in template}
+        if template is not None:
+            return template
+    return None
+
+
+def _detokenizer_class(decoder: Any) -> Callable[..., StreamingDetokenizer]:
+    """mlx-lm's choice for a tokenizer.json's `decoder`."""
+    if _is_spm_decoder(decoder):
+        return SPMStreamingDetokenizer
+    if _is_spm_decoder_no_space(decoder):
+        return functools.partial(SPMStreamingDetokenizer, trim_space=False)
+    return BPEStreamingDetokenizer if _is_bpe_decoder(decoder) else NaiveStreamingDetokenizer
 
 
 def encode_text(tokenizer: AnyTokenizer, text: str) -> list[int]:
@@ -138,20 +237,6 @@ def train_tokenizer(
     }
 
 
-def _check_tokenizer_json(file: Path) -> None:
-    if not file.is_file():
-        raise UserError(
-            f"{file.parent} has no tokenizer.json. Copy it there from the checkpoint it belongs "
-            "to, or train one with `mobilemoe tokenizer train`."
-        )
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{file} is not valid JSON ({error}): download or train it again."
-        ) from None
-    if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{file} describes no tokenizer: it has no 'model'.")
 
 
 def _sample(texts: Iterable[str], max_chars: int) -> list[str]:

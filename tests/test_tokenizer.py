@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import random
+import shutil
 import socket
 import textwrap
 from pathlib import Path
@@ -228,3 +229,72 @@ def test_remote_code_is_never_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+# tokenizer.json decides
+
+OTHER_SETTINGS: dict[str, dict[str, object]] = {
+    "llama": {"tokenizer_class": "LlamaTokenizer"},
+    "llama fast": {"tokenizer_class": "LlamaTokenizerFast", "legacy": False},
+    "gpt2": {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True},
+    "unknown": {"tokenizer_class": "NoSuchTokenizer"},
+    "flags": {"add_bos_token": False, "add_eos_token": True, "add_prefix_space": True},
+    "special": {"split_special_tokens": True, "additional_special_tokens": ["the", "<new>"]},
+    "ids": {"added_tokens_decoder": {"9": {"content": EOT, "special": True}}},
+    "names": {"eos_token": "<not there>", "unk_token": {"content": "<nor this>"}},
+    "length": {"model_max_length": 2, "truncation_side": "left", "padding_side": "left"},
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS)
+@pytest.mark.parametrize("kind", ["folder", "published_folder"])
+def test_tokenizer_json_decides_whatever_the_settings_say(
+    kind: str, settings: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source = request.getfixturevalue(kind)
+    shutil.copytree(source, tmp_path / "it")
+    file = tmp_path / "it" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | OTHER_SETTINGS[settings]))
+    special = {"eos_token": "<elsewhere>", "bos_token": "</s>"}
+    (tmp_path / "it" / "special_tokens_map.json").write_text(json.dumps(special))
+    (tmp_path / "it" / "added_tokens.json").write_text(json.dumps({"<new>": 3}))
+    tokenizer = load_tokenizer(tmp_path / "it")
+    reference = Tokenizer.from_file(str(source / "tokenizer.json"))
+    assert len(tokenizer) == reference.get_vocab_size()
+    for text in [*TEXTS, f"{BEGIN_OF_TEXT}the{EOT} the <new>"]:
+        assert tokenizer.encode(text) == reference.encode(text).ids
+        plain = tokenizer.encode(text, add_special_tokens=False)
+        assert plain == reference.encode(text, add_special_tokens=False).ids
+        assert encode_text(tokenizer, text) == encode_text(load_tokenizer(source), text)
+    assert reference.token_to_id(EOT) in tokenizer.eos_token_ids
+
+
+def test_a_truncation_in_tokenizer_json_cuts_no_text(folder: Path, tmp_path: Path) -> None:
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference.enable_truncation(4)
+    reference.enable_padding(length=8)
+    reference.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("one two three four five") == (
+        load_tokenizer(folder).encode("one two three four five")
+    )
+
+
+def test_ends_of_generation_come_from_every_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "it")
+    vocabulary = load_tokenizer(folder).get_vocab()
+    piece, other = (name for name, index in vocabulary.items() if index in (700, 900))
+    settings = tmp_path / "it" / "tokenizer_config.json"
+    settings.write_text(json.dumps({"eos_token": {"content": piece}}))
+    (tmp_path / "it" / "special_tokens_map.json").write_text(json.dumps({"eos_token": other}))
+    ends = {vocabulary[t] for t in ("<|end_of_text|>", EOT, piece, other)}
+    assert load_tokenizer(tmp_path / "it", stop_ids=[7]).eos_token_ids == {*ends, 7}
+
+
+def test_byte_order_marks_are_removed(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "it")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = tmp_path / "it" / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    template = load_tokenizer(folder).chat_template
+    (tmp_path / "it" / "chat_template.jinja").write_text("\ufeff" + template, encoding="utf-8")
+    assert load_tokenizer(tmp_path / "it").chat_template == template

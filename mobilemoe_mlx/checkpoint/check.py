@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mobilemoe_mlx import int4
+from mobilemoe_mlx import end_tokens, int4
 from mobilemoe_mlx.checkpoint.layouts import (
     Expected,
     Layout,
@@ -46,6 +46,10 @@ class Checkpoint:
     layout: Layout
     tensors: dict[str, Tensor]  # under the names they are stored as
     metadata: dict[str, str]  # of the safetensors files
+
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a generation, by all files of the folder (`end_tokens`)."""
+        return end_tokens.of_folder(self.folder, self.args.eos_token_id, self.args.vocab_size)
 
 
 def check(folder: str | Path) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint.check import INDEX_FILE
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor, plan_shards, write_file
 from mobilemoe_mlx.config import INT4_FORMAT, ModelArgs
 from mobilemoe_mlx.config_spelling import without_other_spellings
+from mobilemoe_mlx.end_tokens import GENERATION_CONFIG, generation_config
 from mobilemoe_mlx.errors import UserError
 
 MAX_SHARD_BYTES = 5_000_000_000  # the size Hugging Face repositories are cut at
@@ -67,14 +68,11 @@ def write_model_folder(
         raise UserError(f"The shard size is {max_shard_bytes} bytes; it must be positive.")
     with replaced_folder(folder, overwrite=overwrite) as new:
         # First, since it may fail soonest.
-        for pattern in COMPANION_FILES if companions is not None else ():
-            for path in sorted(Path(companions or "").glob(pattern)):
-                if path.is_file():
-                    shutil.copyfile(path, new / path.name)
-        _write_json(new / "config.json", config)
-        if not (new / "generation_config.json").exists():
-            ids = ("bos_token_id", "eos_token_id")
-            _write_json(new / "generation_config.json", {n: config[n] for n in ids if n in config})
+        if companions is not None:
+            copy_companions(files.user_path(companions), new)
+        files.write_json(new / "config.json", config)
+        if not (new / GENERATION_CONFIG).exists():
+            files.write_json(new / GENERATION_CONFIG, generation_config(None, dict(config)))
         for name, text in (extra_files or {}).items():
             (new / name).write_text(text, encoding="utf-8")
         shards = plan_shards(tensors, max_shard_bytes)
@@ -85,7 +83,14 @@ def write_model_folder(
                 "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
                 "weight_map": {name: file for file, shard in shards.items() for name in shard},
             }
-            _write_json(new / INDEX_FILE, index)
+            files.write_json(new / INDEX_FILE, index)
+
+
+def copy_companions(source: Path, target: Path, *more: str) -> None:
+    """Copy what belongs to a model besides its weights and config.json, and the patterns `more`."""
+    for pattern in (*COMPANION_FILES, *more):
+        for path in files.find(source, pattern):
+            shutil.copyfile(path, target / path.name)
 
 
 @contextlib.contextmanager
@@ -95,7 +100,7 @@ def replaced_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[
     When the block raises, it is removed and `folder` is as it was. OSError (a full disk) becomes
     UserError.
     """
-    target = Path(folder).expanduser().resolve()
+    target = files.user_path(folder).resolve()
     new = target.with_name(f".{target.name}.partial")
     old = target.with_name(f".{target.name}.old")
     try:
@@ -144,7 +149,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
             f"{target} is not empty and not a model folder (it has no config.json), so it is not "
             "overwritten: choose another folder."
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -51,7 +51,7 @@ def load(
 
     folder = resolve(path_or_repo, revision)
     checkpoint = open_checkpoint(folder)
-    tokenizer = load_tokenizer(folder, checkpoint.args.eos_token_id)
+    tokenizer = load_tokenizer(folder, checkpoint.end_token_ids())
     return _load(checkpoint, dtype), tokenizer
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.config import MLX_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.tokenizer_config import plain_settings
 
 MODEL_FILE = "mobilemoe_model.py"
 
@@ -78,6 +81,10 @@ def convert(
         config |= _mlx_config(checkpoint)
         metadata = {**metadata, "format": "mlx"}
         extra_files[MODEL_FILE] = _MODEL_FILE_TEXT
+        if (path := checkpoint.folder / "tokenizer_config.json").is_file():
+            settings = files.read_json(path)
+            if (plain := plain_settings(settings)) != settings:
+                extra_files[path.name] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     elif checkpoint.layout is Layout.MLX_INT4 or metadata.get("format") == "mlx":
         tensors = layouts.to_published(checkpoint.tensors)
         metadata = {**metadata, "format": "pt"}

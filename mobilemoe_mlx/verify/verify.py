@@ -73,7 +73,7 @@ def verify_package(
                 f"{saved.context}."
             )
     say("files and weights")
-    stops = {"bos": checkpoint.args.bos_token_id, "eos": list(checkpoint.args.eos_token_id)}
+    stops = {"bos": checkpoint.args.bos_token_id, "eos": list(checkpoint.end_token_ids())}
     files = check_files(path, saved.manifest, saved.format, {**saved.facts, "tokens": stops})
     weights = saved.check_weights(checkpoint)
     model = _reference(folder, checkpoint)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from coremltools.proto import Model_pb2
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import end_tokens, files
 from mobilemoe_mlx.accounting import account
 from mobilemoe_mlx.checkpoint.check import Checkpoint
-from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES, published_config
+from mobilemoe_mlx.checkpoint.folder import copy_companions, published_config
 from mobilemoe_mlx.config import INT4_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.manifest import list_files
 from mobilemoe_mlx.mlpackage.features import read_features
+from mobilemoe_mlx.tokenizer_config import plain_settings
 
 FORMAT = "mobilemoe-coreml"  # of the manifest
 _RESOURCES = "-resources"
@@ -37,31 +38,26 @@ def package_of(resources: Path) -> Path:
 def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy tokenizer, chat template, generation settings, licence and model card into `folder`.
 
-    tokenizer_config.json is told not to clean up spaces, which would eat the one in "SELECT ?s" and
-    is what swift-transformers does unless told otherwise; and the class of a tokenizer that its
-    tokenizer.json describes whole, since swift-transformers refuses names that it does not know.
-    Raises UserError for a file that is not the JSON object that an app will need.
+    tokenizer_config.json becomes one by which tokenizer.json decides alone (`plain_settings`), and
+    config.json and generation_config.json name every end of a generation (`end_tokens`). Raises
+    UserError for a file that is not the JSON object that an app will need.
     """
-    for pattern in (*COMPANION_FILES, "README.md"):
-        for path in sorted(checkpoint.folder.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-    args = checkpoint.args
-    files.write_json(folder / "config.json", published_config(args, checkpoint.config))
-    if not (folder / "generation_config.json").exists():
-        generation = {"bos_token_id": args.bos_token_id, "eos_token_id": list(args.eos_token_id)}
-        files.write_json(folder / "generation_config.json", generation)
-    for name in ("tokenizer.json", "generation_config.json"):
-        if (folder / name).exists():
-            _read_object(folder / name)
+    copy_companions(checkpoint.folder, folder, "README.md")
+    args = dataclasses.replace(checkpoint.args, eos_token_id=checkpoint.end_token_ids())
+    config = published_config(args, checkpoint.config)
+    files.write_json(folder / "config.json", config)
+    files.write_json(
+        folder / end_tokens.GENERATION_CONFIG, end_tokens.generation_config(folder, config)
+    )
     settings_file = folder / "tokenizer_config.json"
+    if (folder / "tokenizer.json").is_file():
+        _read_object(folder / "tokenizer.json")
     if settings_file.is_file() or (folder / "tokenizer.json").is_file():
         settings = _read_object(settings_file) if settings_file.is_file() else {}
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        files.write_json(settings_file, settings | {"clean_up_tokenization_spaces": False})
+        files.write_json(settings_file, plain_settings(settings))
         template = settings.get("chat_template")
         if isinstance(template, str) and not (folder / "chat_template.jinja").exists():
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            files.write(folder / "chat_template.jinja", template.encode())
 
 
 def write_manifest(
@@ -91,7 +87,7 @@ def write_manifest(
         "prefill_block": options.prefill_block,
         "logits": options.logits,
         "quantization": INT4_QUANTIZATION,
-        "tokens": {"bos": args.bos_token_id, "eos": list(args.eos_token_id)},
+        "tokens": {"bos": args.bos_token_id, "eos": list(checkpoint.end_token_ids())},
         "functions": _functions(spec),
         "sizes": {
             "package": sum(f["bytes"] for n, f in listed.items() if n.startswith(package.name)),
