@@ -12,6 +12,7 @@ from mobilemoe_mlx.tokenizer import (
     HEADER_END,
     HEADER_START,
     AnyTokenizer,
+    ChatTokenizer,
     encode_text,
 )
 
@@ -45,6 +46,49 @@ def encode_conversation(
         learnt = role == "assistant" and bool(content.strip())
         loss += [False] * len(header) + [learnt] * len(body)
     return tokens, loss
+
+
+def template_difference(tokenizer: ChatTokenizer) -> str | None:
+    """Where the tokenizer's chat template first differs from the format of training; None: nowhere.
+
+    Asked with a short conversation, with a system message if the template takes one. A template
+    that fails on it has no answer either; it says so when it is used.
+    """
+    messages = [
+        {"role": "user", "content": "Hello, who are you?"},
+        {"role": "assistant", "content": "A model."},
+        {"role": "user", "content": "Thanks."},
+    ]
+    for sample in ([{"role": "system", "content": "Be brief."}, *messages], messages):
+        try:
+            theirs = tokenizer.apply_chat_template(sample, add_generation_prompt=True)
+        except UserError:
+            continue
+        try:
+            ours = encode_conversation(tokenizer, sample)[0]
+        except UserError as error:
+            return str(error)
+        _, header_start, header_end, _ = _control_ids(tokenizer)
+        answer = encode_text(tokenizer, "assistant")
+        ours += [header_start, *answer, header_end, *encode_text(tokenizer, "\n\n")]
+        return _first_difference(tokenizer, theirs, ours)
+    return None
+
+
+def _first_difference(tokenizer: ChatTokenizer, theirs: list[int], ours: list[int]) -> str | None:
+    if theirs == ours:
+        return None
+    pairs = enumerate(zip(theirs, ours, strict=False))
+    place = next((i for i, (x, y) in pairs if x != y), min(len(theirs), len(ours)))
+
+    def words(tokens: list[int]) -> str:
+        return repr(tokenizer.decode(tokens)) if tokens else "nothing"
+
+    before = f"after {words(ours[max(0, place - 6) : place])}" if place else "at its beginning"
+    return (
+        f"{before} the template writes {words(theirs[place : place + 6])}, and training "
+        f"{words(ours[place : place + 6])}"
+    )
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]], where: str) -> None:
