@@ -7,35 +7,28 @@ import signal
 from collections.abc import Callable, Generator
 from typing import TextIO
 
-from jinja2.exceptions import TemplateError
-from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-from mobilemoe_mlx.chat_commands import HELP
-from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.generate import (
-    Statistics,
-    Step,
-    check_unicode,
-    stream,
-    tokens_left,
-)
+from mobilemoe_mlx import chat_commands, conversation_file
+from mobilemoe_mlx.chat_commands import Command
+from mobilemoe_mlx.data.chat import template_difference
+from mobilemoe_mlx.engines import Engine
+from mobilemoe_mlx.errors import DamagedModel, UserError
+from mobilemoe_mlx.generate import Statistics, Step, check_unicode, stream
 from mobilemoe_mlx.generation_options import GenerationOptions
-from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.tokenizer import ChatTokenizer
 
 
 class Conversation:
-    """Messages so far, and the cache of their tokens.
+    """Messages so far, and a session that holds their tokens.
 
-    Each turn is rendered anew with the tokenizer's chat template; the cache keeps the beginning
+    Each turn is rendered anew with the tokenizer's chat template; the session keeps the beginning
     that the rendered tokens share with it, and only the rest is computed. So an answer is the same
-    as without a cache.
+    as without one.
     """
 
     def __init__(
         self,
-        model: Model,
-        tokenizer: TokenizerWrapper,
+        engine: Engine,
+        tokenizer: ChatTokenizer,
         options: GenerationOptions,
         system: str | None = None,
     ) -> None:
@@ -49,7 +42,9 @@ class Conversation:
                 "continues text. Use `mobilemoe generate` with it."
             )
         check_unicode("The system message", system or "")
-        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.tokenizer, self.options = tokenizer, options
+        self.session = engine.session()
+        self._fed: list[int] = []  # the tokens in the session
         self._system = system
         self.reset()
 
@@ -58,8 +53,31 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
-        self._cache = make_prompt_cache(self.model)
-        self._cached: list[int] = []
+
+    def load(self, messages: conversation_file.Messages) -> None:
+        """Go on from `messages`; a system message among them replaces this conversation's.
+
+        Raises UserError when they fill the context; the conversation is then as it was.
+        """
+        if not messages or messages[0]["role"] != "system":
+            messages = [m for m in self.messages if m["role"] == "system"] + messages
+        used = len(self._render(messages)) if messages else 0
+        if used >= self.session.context:
+            raise UserError(
+                f"That conversation has {used} tokens, but the model's context is "
+                f"{self.session.context}."
+            )
+        self.messages = list(messages)
+        if messages and messages[0]["role"] == "system":
+            self._system = messages[0]["content"]
+
+    def context_text(self) -> str:
+        """How much of the context the messages take, as a sentence."""
+        used, context = (
+            len(self._render(self.messages)) if self.messages else 0,
+            self.session.context,
+        )
+        return f"Context: {used:,} of {context:,} tokens used, {max(0, context - used):,} left."
 
     def ask(
         self, text: str, progress: Callable[[int, int], None] | None = None
@@ -68,20 +86,18 @@ class Conversation:
 
         Closing the iterator early, or raising from `progress`, ends the turn: what was yielded of
         the answer is kept, and a message without any answer is forgotten. Raises UserError when
-        `text` has lone surrogates or the conversation outgrows the context; it is then as it was
-        before.
+        `text` has lone surrogates, when the chat template fails, and when the conversation outgrows
+        the context; it is then as it was before.
         """
         check_unicode("The message", text)
         question = {"role": "user", "content": text}
         prompt = self._render([*self.messages, question])
-        try:
-            tokens_left(self.model.args, len(prompt))
-        except UserError:
+        if len(prompt) >= self.session.context:
             raise UserError(
                 f"With this message the conversation has {len(prompt)} tokens, but the model's "
-                f"context is {self.model.args.max_position_embeddings}, answer included. "
+                f"context is {self.session.context}, answer included. "
                 "The message was not sent: shorten it, or /reset."
-            ) from None
+            )
         return self._ask(question, prompt, progress)
 
     def _ask(
@@ -91,29 +107,25 @@ class Conversation:
         progress: Callable[[int, int], None] | None,
     ) -> Generator[Step | Statistics, None, None]:
         # At least one token is computed anew: the answer begins with its scores.
-        shared = min(_common_prefix(prompt, self._cached), len(prompt) - 1)
-        trim_prompt_cache(self._cache, self._cache[0].offset - shared)
-        self._cached = prompt[:shared]
+        shared = min(_common_prefix(prompt, self._fed), len(prompt) - 1)
+        self.session.rewind(shared)
         tokens, answer = list(prompt), ""
         try:
             for item in stream(
-                self.model, self.tokenizer, prompt[shared:], self.options, self._cache, progress
+                self.session, self.tokenizer, prompt[shared:], self.options, progress
             ):
                 if isinstance(item, Step):
                     tokens.append(item.token)
                     answer += item.text
                 yield item
         finally:
-            # After an interrupt the cache may hold less than these tokens, or one more.
-            self._cached = tokens[: self._cache[0].offset]
+            # The session may hold less than these tokens, after an interrupt, or one more.
+            self._fed = tokens[: self.session.position]
             if len(tokens) > len(prompt):
                 self.messages += [question, {"role": "assistant", "content": answer}]
 
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        try:
-            return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-        except TemplateError as error:
-            raise UserError(f"The chat template refuses this conversation: {error}.") from None
+        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
 
 
 def run(
@@ -121,27 +133,62 @@ def run(
     read_line: Callable[[], str | None],
     output: TextIO,
     notes: TextIO,
-) -> None:
-    """Answer lines until /exit or the end of input; answers go to `output`, all else to `notes`.
+    *,
+    interactive: bool = False,
+) -> bool:
+    """Answer lines until /exit or the end of input; -> whether any message was answered, or none
+    was sent.
 
-    `read_line` returns the next line, or None at the end of input. Ctrl-C during an answer stops
-    the answer (it is noticed after the token, or the lot of prompt tokens, that is being computed);
-    a second one while the first is pending is a KeyboardInterrupt. Main thread only.
+    Answers go to `output`, all else to `notes`. `read_line` returns the next line, or None at the
+    end of input. `interactive`: the room left is told after each answer. Ctrl-C during an answer
+    stops the answer (it is noticed after the token, or the lot of prompt tokens, that is being
+    computed); a second one while the first is pending is a KeyboardInterrupt. Main thread only.
+    Raises DamagedModel when the model gives no numbers.
     """
+    if (difference := template_difference(conversation.tokenizer)) is not None:
+        print(
+            "The chat template differs from the format that MobileMoE is trained in: "
+            f"{difference}. Answers may be worse for it.",
+            file=notes,
+        )
+    sent = answered = 0
     while (line := read_line()) is not None:
-        text = line.strip()
-        if text == "/exit":
-            return
-        if text == "/reset":
-            conversation.reset()
-            print("The conversation is forgotten.", file=notes)
-        elif text.startswith("/"):
-            print(f"There is no command {text.split()[0]}. {HELP}", file=notes)
-        elif text:
-            try:
+        command = chat_commands.parse(line)
+        if command is not None and command.name == "/exit":
+            break
+        text = line.strip() if command is None else command.argument
+        try:
+            if command is not None and command.name != "/send":
+                print(_obey(conversation, command), file=notes)
+            elif command is None and (slip := chat_commands.misspelt(line)) is not None:
+                print(slip, file=notes)
+            elif text:
+                sent += 1
                 _answer(conversation, text, output, notes)
-            except UserError as error:
-                print(error, file=notes)
+                answered += 1
+                if interactive:
+                    print(conversation.context_text(), file=notes)
+        except DamagedModel:
+            raise
+        except UserError as error:
+            print(error, file=notes)
+    return answered > 0 or sent == 0
+
+
+def _obey(conversation: Conversation, command: Command) -> str:
+    """Do what a command other than /exit and /send says; -> what to tell."""
+    if command.name == "/context":
+        return conversation.context_text()
+    if command.name == "/reset":
+        conversation.reset()
+        return "The conversation is forgotten."
+    if not command.argument:
+        raise UserError(f"{command.name} needs the name of a file: {command.name} FILE.")
+    if command.name == "/save":
+        path = conversation_file.save(command.argument, conversation.messages)
+        return f"Saved {len(conversation.messages)} messages to {path}."
+    conversation.load(conversation_file.load(command.argument))
+    return f"Went back to {len(conversation.messages)} messages. {conversation.context_text()}"
 
 
 def _answer(conversation: Conversation, text: str, output: TextIO, notes: TextIO) -> None:
@@ -169,7 +216,7 @@ def _answer(conversation: Conversation, text: str, output: TextIO, notes: TextIO
         if statistics.finish_reason == "context":
             print(
                 "The answer is cut: the conversation fills the model's context of "
-                f"{conversation.model.args.max_position_embeddings} tokens. /reset begins anew.",
+                f"{conversation.session.context} tokens. /reset begins anew.",
                 file=notes,
             )
         elif statistics.finish_reason == "max tokens":

@@ -13,7 +13,14 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the nearest of ``known``, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+class DamagedModel(UserError):
+    """The weights give no numbers: nothing that is asked of this model can be answered."""
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest of ``known``, or an empty string.
+
+    ``cutoff``: how alike the two must be, from 0 to 1 (difflib's ratio).
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,25 +1,24 @@
-"""Text generation on top of mlx-lm's: checked options, stop strings, text that arrives whole."""
+"""Text from an engine's tokens: stop strings, characters that arrive whole, what it cost."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-import mlx.core as mx
-from mlx_lm.generate import generate_step, generation_stream, wired_limit
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 
-from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.checkpoint.hub import resolve
+from mobilemoe_mlx.engines import Engine, Session, open_engine
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.memory import peak_memory_bytes
-from mobilemoe_mlx.model import Model
-
-# How many tokens of the prompt are computed at once; between two lots an interrupt is noticed.
-PREFILL_TOKENS = 512
+from mobilemoe_mlx.sampling import Sampler
+from mobilemoe_mlx.tokenizer import ChatTokenizer, load_tokenizer
 
 REPLACEMENT = "\ufffd"  # Unicode's sign for what is not a character
 
@@ -53,12 +52,24 @@ class Statistics:
         )
 
 
+def open_with_tokenizer(
+    path_or_repo: str | Path, engine: str = "mlx", **options: Any
+) -> tuple[Engine, ChatTokenizer]:
+    """A checkpoint's engine, ready to run, and its tokenizer, which knows every end of an answer.
+
+    `options` are the engine's. Raises UserError for all that is wrong with the checkpoint, before
+    its weights are read.
+    """
+    folder = resolve(path_or_repo)
+    tokenizer = load_tokenizer(folder, open_checkpoint(folder).end_token_ids())
+    return open_engine(folder, engine, **options), tokenizer
+
+
 def stream(
-    model: Model,
+    session: Session,
     tokenizer: TokenizerWrapper,
     prompt_tokens: Sequence[int],
     options: GenerationOptions,
-    cache: list[Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Generator[Step | Statistics, None, None]:
     """Yield a Step for each token generated, end token included, and Statistics at the end.
@@ -68,30 +79,80 @@ def stream(
     U+FFFD, as do tokens that the tokenizer lacks. Control tokens that do not end the answer are
     spelled out.
 
-    `cache`: mlx-lm prompt cache, one entry a layer, whose tokens precede `prompt_tokens`; it grows
-    by the prompt and every token of a Step yielded. `progress` is called with (tokens done, tokens
-    in all) while the prompt is computed, and may raise to stop it; the cache then begins with the
-    tokens done. `options.max_tokens` beyond the context is lowered to what is left. Raises
-    UserError for an empty prompt, a token that is not in the vocabulary, or a prompt that fills the
-    context.
+    The tokens of `session` precede `prompt_tokens`; it grows by the prompt and the tokens of the
+    Steps yielded, with or without the last. `progress` is called with (tokens done, tokens in all)
+    while the prompt is computed, and may raise to stop it. `options.max_tokens` beyond the context
+    is lowered to what is left. Raises UserError for an empty prompt, a token that is not in the
+    vocabulary, a prompt that fills the context, and a model whose logits are not finite.
     """
-    before = cache[0].offset if cache else 0
-    room = tokens_left(model.args, before + len(prompt_tokens))
     if not prompt_tokens:
         raise UserError("The prompt is empty: there is nothing to continue.")
-    if not 0 <= min(prompt_tokens) <= max(prompt_tokens) < model.args.vocab_size:
-        raise UserError(
-            f"The prompt has token {max(prompt_tokens, key=abs)}, but the model knows 0 to "
-            f"{model.args.vocab_size - 1}: this tokenizer belongs to another model."
-        )
-    return _stream(
-        model, tokenizer, prompt_tokens, options, min(options.max_tokens, room), cache, progress
+    room = tokens_left(session, len(prompt_tokens))
+    session.check_tokens(prompt_tokens)
+    sampler = Sampler(options, session.engine.args.vocab_size)
+    answer = _Answer(tokenizer, options, room)
+    tokens = session.generate(prompt_tokens, sampler, answer.most, progress)
+    return _stream(tokens, answer, len(prompt_tokens))
+
+
+def _stream(
+    tokens: Iterator[int], answer: _Answer, prompt_tokens: int
+) -> Generator[Step | Statistics, None, None]:
+    start = first = last = time.perf_counter()
+    with contextlib.closing(cast(Generator[int, None, None], tokens)):
+        for token in tokens:
+            last = time.perf_counter()
+            if answer.count == 0:
+                first = last
+            yield Step(token, answer.add(token))
+            if answer.finish_reason:
+                break
+    count = answer.count
+    yield Statistics(
+        prompt_tokens=prompt_tokens,
+        prompt_tokens_per_second=prompt_tokens / (first - start),
+        generated_tokens=count,
+        generated_tokens_per_second=(count - 1) / (last - first) if count > 1 else None,
+        peak_memory_bytes=peak_memory_bytes(),
+        finish_reason=answer.finish_reason,
     )
 
 
-def tokens_left(args: ModelArgs, used: int) -> int:
-    """Tokens that can be generated after `used`; raises UserError when there are none."""
-    context = args.max_position_embeddings
+class _Answer:
+    """Makes text of an answer's tokens and says when it ends."""
+
+    def __init__(self, tokenizer: TokenizerWrapper, options: GenerationOptions, room: int) -> None:
+        self.most = min(options.max_tokens, room)  # tokens
+        self.count = 0
+        self.finish_reason = ""
+        self._reason_at_most = "max tokens" if self.most == options.max_tokens else "context"
+        self._ends = tokenizer.eos_token_ids
+        self._known = len(tokenizer)
+        self._detokenizer = _detokenizer(tokenizer)
+        self._stop = StopStrings(options.stop)
+
+    def add(self, token: int) -> str:
+        """Take in a token; return the text that is certain with it."""
+        self.count += 1
+        is_end, is_known = token in self._ends, token < self._known
+        if is_known and not is_end:
+            self._detokenizer.add_token(token)
+        if is_end or not is_known or self.count == self.most:
+            self._detokenizer.finalize()
+        text = self._detokenizer.last_segment
+        text = self._stop.add(text if is_known or is_end else text + REPLACEMENT)
+        if self._stop.found:
+            self.finish_reason = "stop string"
+        elif is_end:
+            self.finish_reason = "end token"
+        elif self.count == self.most:
+            self.finish_reason = self._reason_at_most
+        return text + self._stop.finish() if self.finish_reason else text
+
+
+def tokens_left(session: Session, more: int) -> int:
+    """Tokens that can be generated after `more` tokens of a prompt; raises UserError for none."""
+    used, context = session.position + more, session.context
     if used >= context:
         raise UserError(
             f"The prompt has {used} tokens, but the model's context is {context} "
@@ -159,70 +220,6 @@ class StopStrings:
         """The text still held back, now that no more will come."""
         held, self._held = self._held, ""
         return held
-
-
-def _stream(
-    model: Model,
-    tokenizer: TokenizerWrapper,
-    prompt_tokens: Sequence[int],
-    options: GenerationOptions,
-    max_tokens: int,
-    cache: list[Any] | None,
-    progress: Callable[[int, int], None] | None,
-) -> Generator[Step | Statistics, None, None]:
-    if options.seed is not None:
-        mx.random.seed(options.seed)
-    sampler = make_sampler(
-        options.temperature,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        # mlx-lm refuses a top-k that keeps everything.
-        top_k=options.top_k if options.top_k < model.args.vocab_size else 0,
-    )
-    penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
-    detokenizer = _detokenizer(tokenizer)
-    known = len(tokenizer)
-    stop = StopStrings(options.stop)
-    count, reason = 0, ""
-    start = first = last = time.perf_counter()
-    with wired_limit(model, [generation_stream]):
-        for token, _ in generate_step(
-            mx.array(list(prompt_tokens)),
-            model,
-            max_tokens=max_tokens,
-            sampler=sampler,
-            logits_processors=make_logits_processors(repetition_penalty=penalty),
-            prompt_cache=cache,
-            prompt_progress_callback=progress,
-            prefill_step_size=PREFILL_TOKENS,
-        ):
-            last = time.perf_counter()
-            count += 1
-            if count == 1:
-                first = last
-            if token in tokenizer.eos_token_ids:
-                reason = "end token"
-            elif token < known:
-                detokenizer.add_token(token)
-            if reason or token >= known or count == max_tokens:
-                detokenizer.finalize()
-            text = detokenizer.last_segment
-            text = stop.add(text if reason or token < known else text + REPLACEMENT)
-            if stop.found:
-                reason = "stop string"
-            elif not reason and count == max_tokens:
-                reason = "max tokens" if max_tokens == options.max_tokens else "context"
-            yield Step(token, text + stop.finish() if reason else text)
-            if reason:
-                break
-    yield Statistics(
-        prompt_tokens=len(prompt_tokens),
-        prompt_tokens_per_second=len(prompt_tokens) / (first - start),
-        generated_tokens=count,
-        generated_tokens_per_second=(count - 1) / (last - first) if count > 1 else None,
-        peak_memory_bytes=peak_memory_bytes(),
-        finish_reason=reason,
-    )
 
 
 def _detokenizer(tokenizer: TokenizerWrapper) -> StreamingDetokenizer:

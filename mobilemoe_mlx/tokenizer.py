@@ -91,7 +91,7 @@ class ChatTokenizer(TokenizerWrapper):
         )
 
 
-def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> TokenizerWrapper:
+def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatTokenizer:
     """Load `folder`'s tokenizer.json, which alone decides the ids, from local files.
 
     tokenizer_config.json and special_tokens_map.json only say which of its tokens begin and end a
@@ -235,8 +235,6 @@ def train_tokenizer(
         "texts": len(sample),
         "characters": sum(map(len, sample)),
     }
-
-
 
 
 def _sample(texts: Iterable[str], max_chars: int) -> list[str]:

@@ -22,10 +22,11 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from mobilemoe_mlx import generate
 from mobilemoe_mlx.checkpoint.load_save import save
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.engines import Session
+from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generate import (
     Statistics,
@@ -34,7 +35,7 @@ from mobilemoe_mlx.generate import (
     encode_prompt,
     stream,
 )
-from mobilemoe_mlx.generation_options import GenerationOptions
+from mobilemoe_mlx.generation_options import MIN_TEMPERATURE, GenerationOptions
 from mobilemoe_mlx.model import Model
 
 ARGS = ModelArgs(
@@ -122,11 +123,15 @@ class Scripted:
         return mx.broadcast_to(logits, (1, tokens.shape[1], ARGS.vocab_size))
 
 
+def session_of(model: Any) -> Session:
+    return MLXEngine(model).session()
+
+
 def say(
     tokenizer: TokenizerWrapper, script: list[int], **options: Any
 ) -> tuple[list[Step], Statistics]:
     scripted: Any = Scripted(script)
-    return split(stream(scripted, tokenizer, [0], GenerationOptions(**options)))
+    return split(stream(session_of(scripted), tokenizer, [0], GenerationOptions(**options)))
 
 
 def split(items: Iterator[Step | Statistics]) -> tuple[list[Step], Statistics]:
@@ -206,7 +211,7 @@ def test_streamed_text_is_what_the_tokenizer_decodes(
     compared = 0
     for seed in range(4):
         options = GenerationOptions(max_tokens=60, temperature=1.0, seed=seed)
-        steps, _ = split(stream(model, byte_level, [0, 5, 9], options))
+        steps, _ = split(stream(session_of(model), byte_level, [0, 5, 9], options))
         tokens = [s.token for s in steps if s.token not in ARGS.eos_token_id]
         # The one difference: mlx-lm's detokenizer writes the byte 0 as its stand-in, U+0100.
         assert joined(steps) == byte_level.decode(tokens).replace("\0", "\u0100")
@@ -269,7 +274,11 @@ def test_stop_string_over_several_tokens(tokenizer: TokenizerWrapper) -> None:
 def test_greedy_takes_the_likeliest_token(byte_level: TokenizerWrapper, model: Model) -> None:
     prompt = [0, 40, 41, 42]
     runs = [
-        split(stream(model, byte_level, prompt, GenerationOptions(max_tokens=12, seed=seed)))[0]
+        split(
+            stream(
+                session_of(model), byte_level, prompt, GenerationOptions(max_tokens=12, seed=seed)
+            )
+        )[0]
         for seed in (None, 1)
     ]
     tokens = [step.token for step in runs[0]]
@@ -282,7 +291,9 @@ def test_greedy_takes_the_likeliest_token(byte_level: TokenizerWrapper, model: M
 def test_a_seed_repeats_a_sample(byte_level: TokenizerWrapper, model: Model) -> None:
     def sample(seed: int, **options: Any) -> list[int]:
         chosen = GenerationOptions(max_tokens=16, temperature=1.0, seed=seed, **options)
-        return [step.token for step in split(stream(model, byte_level, [0, 7], chosen))[0]]
+        return [
+            step.token for step in split(stream(session_of(model), byte_level, [0, 7], chosen))[0]
+        ]
 
     filters: list[dict[str, Any]] = [
         {},
@@ -301,19 +312,23 @@ def test_a_seed_repeats_a_sample(byte_level: TokenizerWrapper, model: Model) -> 
 def test_narrow_filters_are_greedy(byte_level: TokenizerWrapper, model: Model) -> None:
     def tokens(**options: Any) -> list[int]:
         chosen = GenerationOptions(max_tokens=10, seed=4, **options)
-        return [step.token for step in split(stream(model, byte_level, [0, 7], chosen))[0]]
+        return [
+            step.token for step in split(stream(session_of(model), byte_level, [0, 7], chosen))[0]
+        ]
 
     greedy = tokens()
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
         assert tokens(temperature=1.0, **narrow) == greedy
     assert tokens(temperature=1.0) != greedy
-    assert tokens(temperature=generate.MIN_TEMPERATURE) == greedy
+    assert tokens(temperature=MIN_TEMPERATURE) == greedy
 
 
 def test_repetition_penalty_avoids_repetition(byte_level: TokenizerWrapper, model: Model) -> None:
     def tokens(penalty: float) -> list[int]:
         chosen = GenerationOptions(max_tokens=16, repetition_penalty=penalty)
-        return [step.token for step in split(stream(model, byte_level, [0, 7], chosen))[0]]
+        return [
+            step.token for step in split(stream(session_of(model), byte_level, [0, 7], chosen))[0]
+        ]
 
     assert len(set(tokens(1.0))) < 16
     avoiding = tokens(1e6)  # so strong that no token of the last 20 can win
@@ -327,38 +342,38 @@ def test_context_is_a_limit(byte_level: TokenizerWrapper, model: Model) -> None:
     full = ARGS.max_position_embeddings
     for tokens in (full, full + 5):
         with pytest.raises(UserError, match=f"{tokens} tokens, but the model's context is {full}"):
-            stream(model, byte_level, [5] * tokens, GenerationOptions())
+            stream(session_of(model), byte_level, [5] * tokens, GenerationOptions())
     options = GenerationOptions(max_tokens=10, temperature=1.0, seed=0)
-    steps, statistics = split(stream(model, byte_level, [5] * (full - 3), options))
+    steps, statistics = split(stream(session_of(model), byte_level, [5] * (full - 3), options))
     assert len(steps) == 3
     assert statistics.finish_reason == "context"
-    steps, statistics = split(stream(model, byte_level, [5] * (full - 10), options))
+    steps, statistics = split(stream(session_of(model), byte_level, [5] * (full - 10), options))
     assert (len(steps), statistics.finish_reason) == (10, "max tokens")
 
 
 def test_a_cache_counts_toward_the_context_and_grows_by_every_step(
     byte_level: TokenizerWrapper, model: Model
 ) -> None:
-    cache = model.make_cache()
+    session = session_of(model)
     options = GenerationOptions(max_tokens=6)
-    first, _ = split(stream(model, byte_level, [0, 8, 9], options, cache))
-    assert {c.offset for c in cache} == {3 + len(first)}
+    first, _ = split(stream(session, byte_level, [0, 8, 9], options))
+    assert session.position == 3 + len(first)
     rest = [12, 13]
-    second, _ = split(stream(model, byte_level, rest, options, cache))
+    second, _ = split(stream(session, byte_level, rest, options))
     whole = [0, 8, 9, *(s.token for s in first), *rest]
-    assert second == split(stream(model, byte_level, whole, options))[0]
-    with pytest.raises(UserError, match=f"{cache[0].offset + 60} tokens, but"):
-        stream(model, byte_level, [5] * 60, options, cache)
+    assert second == split(stream(session_of(model), byte_level, whole, options))[0]
+    with pytest.raises(UserError, match=f"{session.position + 60} tokens, but"):
+        stream(session, byte_level, [5] * 60, options)
 
 
 def test_prompts_that_cannot_be_continued(byte_level: TokenizerWrapper, model: Model) -> None:
     with pytest.raises(UserError, match="The prompt is empty"):
-        stream(model, byte_level, [], GenerationOptions())
+        stream(session_of(model), byte_level, [], GenerationOptions())
     with pytest.raises(UserError, match="The prompt is empty"):
         encode_prompt(byte_level, "")
     for token in (320, -1):
         with pytest.raises(UserError, match=f"token {token}, but the model knows 0 to 319"):
-            stream(model, byte_level, [0, token], GenerationOptions())
+            stream(session_of(model), byte_level, [0, token], GenerationOptions())
 
 
 NAN, INF = float("nan"), float("inf")

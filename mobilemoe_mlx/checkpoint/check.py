@@ -97,17 +97,6 @@ def check_scales(checkpoint: Checkpoint) -> None:
         raise _error(checkpoint.folder, problems)
 
 
-def check_finite(checkpoint: Checkpoint) -> None:
-    """Read every float tensor; raises UserError naming the first one with a NaN or an infinity."""
-    for name, tensor in checkpoint.tensors.items():
-        is_float = tensor.dtype in ("F32", "F16", "BF16")
-        if is_float and not mx.isfinite(tensor.read()).all().item():
-            raise UserError(
-                f"{checkpoint.folder}: {name} has values that are not finite: the checkpoint is "
-                "damaged, or its training diverged."
-            )
-
-
 def _error(folder: Path, problems: list[str]) -> UserError:
     folded = fold_layers(problems)
     return UserError(f"{folder} cannot be used:" + "".join(f"\n  - {line}" for line in folded))

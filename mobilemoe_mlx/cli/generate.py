@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import time
+from typing import TYPE_CHECKING
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.engines import Engine
+    from mobilemoe_mlx.tokenizer import ChatTokenizer
 
 EXAMPLES = (
     'mobilemoe generate runs/quickstart/training/qat/model --prompt "import os"',
@@ -98,7 +105,6 @@ def generation_options(args: argparse.Namespace) -> GenerationOptions:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from mobilemoe_mlx.checkpoint.load_save import load
     from mobilemoe_mlx.generate import Statistics, encode_prompt, stream, tokens_left
 
     check_json(args.json)
@@ -111,17 +117,18 @@ def run(args: argparse.Namespace) -> None:
         text = _read("-" if args.prompt_file is None else args.prompt_file)
     if not text:
         raise UserError("The prompt is empty: there is nothing to continue.")
-    model, tokenizer = load(args.model)
+    engine, tokenizer = open_and_tell(args.model)
+    session = engine.session()
     prompt = encode_prompt(tokenizer, text)
-    room = tokens_left(model.args, len(prompt))
+    room = tokens_left(session, len(prompt))
     if room < options.max_tokens:
         print(
-            f"The prompt has {len(prompt)} of the context's {model.args.max_position_embeddings} "
-            f"tokens: at most {room} are generated, not {options.max_tokens}.",
+            f"The prompt has {len(prompt)} of the context's {session.context} tokens: at most "
+            f"{room} are generated, not {options.max_tokens}.",
             file=sys.stderr,
         )
     answer = ""
-    for item in stream(model, tokenizer, prompt, options):
+    for item in stream(session, tokenizer, prompt, options):
         if isinstance(item, Statistics):
             record = {"prompt": text, "answer": answer, **dataclasses.asdict(item)}
             if not prints_json(args.json) and not answer.endswith("\n"):
@@ -134,16 +141,31 @@ def run(args: argparse.Namespace) -> None:
                 print(item.text, end="", flush=True)
 
 
+def open_and_tell(model: str) -> tuple[Engine, ChatTokenizer]:
+    """`generate.open_with_tokenizer`, with word of it where standard error is a terminal."""
+    from mobilemoe_mlx.generate import open_with_tokenizer
+
+    if not sys.stderr.isatty():
+        return open_with_tokenizer(model)
+    print(f"Loading {model} ...", file=sys.stderr)
+    start = time.perf_counter()
+    engine, tokenizer = open_with_tokenizer(model)
+    print(
+        f"Loaded {engine.describe()} in {time.perf_counter() - start:.1f} s.",
+        file=sys.stderr,
+    )
+    return engine, tokenizer
+
+
 def _read(path: str) -> str:
     """A file's text ("-": standard input's), without the newline that ends its last line."""
     try:
         if path == "-":
-            data = sys.stdin.buffer.read()
+            content = sys.stdin.buffer.read()
         else:
-            with open(path, "rb") as file:
-                data = file.read()
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            with open(files.user_path(path) if path else path, "rb") as file:
+                content = file.read()
     except OSError as error:
         raise UserError(f"The prompt file {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"The prompt in {path} is not UTF-8 text: {error}.") from None
+    text = files.decode(content, f"The prompt in {path}")
+    return text.removesuffix("\n").removesuffix("\r")

@@ -16,7 +16,8 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.checkpoint.check import check_finite, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.check import check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
 from mobilemoe_mlx.config import ModelArgs

@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx.checkpoint import layouts
-from mobilemoe_mlx.checkpoint.check import Checkpoint, check_finite, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor
 from mobilemoe_mlx.errors import UserError

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from mobilemoe_mlx.checkpoint import load_save
-from mobilemoe_mlx.generate import Statistics, Step, stream
+from mobilemoe_mlx.generate import Statistics, Step, open_with_tokenizer, stream
 from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.tokenizer import encode_text
 
@@ -34,7 +33,7 @@ class Sample(NamedTuple):
 
 def generate_samples(model_folder: Path, max_tokens: int = 60) -> list[Sample]:
     """Load the checkpoint as a user would and continue each prompt, greedily."""
-    model, tokenizer = load_save.load(model_folder)
+    engine, tokenizer = open_with_tokenizer(model_folder)
     options = GenerationOptions(max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY)
     samples = []
     for kind, prompt in PROMPTS:
@@ -44,7 +43,7 @@ def generate_samples(model_folder: Path, max_tokens: int = 60) -> list[Sample]:
         else:
             tokens = [tokenizer.bos_token_id, *encode_text(tokenizer, prompt)]
         text = ""
-        for part in stream(model, tokenizer, tokens, options):
+        for part in stream(engine.session(), tokenizer, tokens, options):
             if isinstance(part, Step):
                 text += part.text
             else:

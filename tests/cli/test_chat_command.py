@@ -17,10 +17,12 @@ import mlx.core as mx
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mobilemoe_mlx import chat, generate
+from mobilemoe_mlx import chat
 from mobilemoe_mlx.chat import Conversation
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.engines import engine as engines
+from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generate import Statistics, Step, stream
 from mobilemoe_mlx.generation_options import GenerationOptions
@@ -36,14 +38,14 @@ def tokenizer(tokenizer_folder: Path) -> TokenizerWrapper:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_args: ModelArgs) -> Model:
+def engine(tiny_args: ModelArgs) -> MLXEngine:
     mx.random.seed(7)
-    return Model(tiny_args)
+    return MLXEngine(Model(tiny_args))
 
 
 @pytest.fixture
-def conversation(model: Model, tokenizer: TokenizerWrapper) -> Conversation:
-    return Conversation(model, tokenizer, OPTIONS)
+def conversation(engine: MLXEngine, tokenizer: TokenizerWrapper) -> Conversation:
+    return Conversation(engine, tokenizer, OPTIONS)
 
 
 def answered(items: Iterator[Step | Statistics]) -> tuple[str, Statistics]:
@@ -54,7 +56,7 @@ def answered(items: Iterator[Step | Statistics]) -> tuple[str, Statistics]:
 
 def without_cache(c: Conversation, messages: list[dict[str, str]]) -> tuple[str, Statistics]:
     prompt = c.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    return answered(stream(c.model, c.tokenizer, prompt, c.options))
+    return answered(stream(c.session.engine.session(), c.tokenizer, prompt, c.options))
 
 
 def lines(*texts: str) -> Callable[[], str | None]:
@@ -78,9 +80,9 @@ def talk(conversation: Conversation, *texts: str) -> tuple[str, str]:
 )
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_the_cache_changes_no_answer(
-    model: Model, tokenizer: TokenizerWrapper, options: GenerationOptions, system: str | None
+    engine: MLXEngine, tokenizer: TokenizerWrapper, options: GenerationOptions, system: str | None
 ) -> None:
-    c = Conversation(model, tokenizer, options, system)
+    c = Conversation(engine, tokenizer, options, system)
     messages = [] if system is None else [{"role": "system", "content": system}]
     for question in ("Hello, who are you?", "def", " two  spaces\nand a line"):
         messages.append({"role": "user", "content": question})
@@ -91,13 +93,13 @@ def test_the_cache_changes_no_answer(
             assert statistics.prompt_tokens < fresh.prompt_tokens / 2
         messages.append({"role": "assistant", "content": answer})
         assert c.messages == messages
-    assert {entry.offset for entry in c._cache} == {len(c._cached)}
+    assert c.session.position == len(c._fed)
 
 
 def test_reset_forgets_all_but_the_system_message(
-    model: Model, tokenizer: TokenizerWrapper
+    engine: MLXEngine, tokenizer: TokenizerWrapper
 ) -> None:
-    c = Conversation(model, tokenizer, OPTIONS, "Be brief.")
+    c = Conversation(engine, tokenizer, OPTIONS, "Be brief.")
     first, _ = answered(c.ask("one"))
     answered(c.ask("two"))
     c.reset()
@@ -122,7 +124,7 @@ def test_a_turn_that_is_closed_keeps_what_was_said(conversation: Conversation) -
 def test_an_interrupted_prompt_is_forgotten(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch, share: float, again: str
 ) -> None:
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 4)
+    monkeypatch.setattr(engines, "PREFILL_TOKENS", 4)
     answered(conversation.ask("first"))
     messages = list(conversation.messages)
 
@@ -135,13 +137,13 @@ def test_an_interrupted_prompt_is_forgotten(
     assert conversation.messages == messages
     messages.append({"role": "user", "content": again})
     assert answered(conversation.ask(again))[0] == without_cache(conversation, messages)[0]
-    assert {entry.offset for entry in conversation._cache} == {len(conversation._cached)}
+    assert conversation.session.position == len(conversation._fed)
 
 
 def test_a_conversation_that_outgrows_the_context(conversation: Conversation) -> None:
     answered(conversation.ask("hello"))
     before = list(conversation.messages)
-    full = conversation.model.args.max_position_embeddings
+    full = conversation.session.context
     with pytest.raises(UserError, match=rf"has \d+ tokens, but the model's context is {full}.*/re"):
         conversation.ask("zq" * full)
     assert conversation.messages == before
@@ -150,34 +152,40 @@ def test_a_conversation_that_outgrows_the_context(conversation: Conversation) ->
     assert output.strip()  # it goes on
 
 
-def test_an_answer_cut_by_the_context_says_so(model: Model, tokenizer: TokenizerWrapper) -> None:
-    c = Conversation(model, tokenizer, GenerationOptions(max_tokens=400))
+def test_an_answer_cut_by_the_context_says_so(
+    engine: MLXEngine, tokenizer: TokenizerWrapper
+) -> None:
+    c = Conversation(engine, tokenizer, GenerationOptions(max_tokens=400))
     _, notes = talk(c, "hello")
-    full = model.args.max_position_embeddings
+    full = engine.args.max_position_embeddings
     assert f"fills the model's context of {full} tokens. /reset" in notes
-    c = Conversation(model, tokenizer, OPTIONS)
+    c = Conversation(engine, tokenizer, OPTIONS)
     assert "The answer is cut at max-tokens (8)." in talk(c, "hello")[1]
 
 
-def test_base_checkpoints_are_told_to_use_generate(model: Model, tokenizer_folder: Path) -> None:
+def test_base_checkpoints_are_told_to_use_generate(
+    engine: MLXEngine, tokenizer_folder: Path
+) -> None:
     base = load_tokenizer(tokenizer_folder)
     base.has_chat_template = False
     with pytest.raises(UserError, match=r"no chat template.*`mobilemoe generate`"):
-        Conversation(model, base, OPTIONS)
+        Conversation(engine, base, OPTIONS)
 
 
-def test_a_template_that_refuses_says_why(model: Model, tokenizer_folder: Path) -> None:
+def test_a_template_that_refuses_says_why(engine: MLXEngine, tokenizer_folder: Path) -> None:
     strict = load_tokenizer(tokenizer_folder)
     strict.chat_template = "{{ raise_exception('no system messages here') }}"
-    c = Conversation(model, strict, OPTIONS, system="x")
+    c = Conversation(engine, strict, OPTIONS, system="x")
     with pytest.raises(UserError, match="refuses this conversation: no system messages here"):
         c.ask("hello")
 
 
-def test_text_that_is_not_unicode_is_refused(model: Model, tokenizer: TokenizerWrapper) -> None:
+def test_text_that_is_not_unicode_is_refused(
+    engine: MLXEngine, tokenizer: TokenizerWrapper
+) -> None:
     with pytest.raises(UserError, match="The system message is not UTF-8 text: character 1 "):
-        Conversation(model, tokenizer, OPTIONS, system="\udcff")
-    c = Conversation(model, tokenizer, OPTIONS)
+        Conversation(engine, tokenizer, OPTIONS, system="\udcff")
+    c = Conversation(engine, tokenizer, OPTIONS)
     with pytest.raises(UserError, match="The message is not UTF-8 text: character 4 "):
         c.ask("caf\udcff")
     assert c.messages == []
@@ -210,8 +218,10 @@ class InterruptingOutput(io.StringIO):
         return super().write(text)
 
 
-def test_ctrl_c_stops_the_answer_not_the_program(model: Model, tokenizer: TokenizerWrapper) -> None:
-    c = Conversation(model, tokenizer, GenerationOptions(max_tokens=100))
+def test_ctrl_c_stops_the_answer_not_the_program(
+    engine: MLXEngine, tokenizer: TokenizerWrapper
+) -> None:
+    c = Conversation(engine, tokenizer, GenerationOptions(max_tokens=100))
     handler = signal.getsignal(signal.SIGINT)
     output, notes = InterruptingOutput(), io.StringIO()
     chat.run(c, lines("hello", "go on"), output, notes)

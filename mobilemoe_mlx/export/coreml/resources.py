@@ -43,6 +43,9 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     UserError for a file that is not the JSON object that an app will need.
     """
     copy_companions(checkpoint.folder, folder, "README.md")
+    for name in ("tokenizer.json", end_tokens.GENERATION_CONFIG):
+        if (folder / name).is_file():
+            _read_object(folder / name)
     args = dataclasses.replace(checkpoint.args, eos_token_id=checkpoint.end_token_ids())
     config = published_config(args, checkpoint.config)
     files.write_json(folder / "config.json", config)
@@ -50,8 +53,6 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
         folder / end_tokens.GENERATION_CONFIG, end_tokens.generation_config(folder, config)
     )
     settings_file = folder / "tokenizer_config.json"
-    if (folder / "tokenizer.json").is_file():
-        _read_object(folder / "tokenizer.json")
     if settings_file.is_file() or (folder / "tokenizer.json").is_file():
         settings = _read_object(settings_file) if settings_file.is_file() else {}
         files.write_json(settings_file, plain_settings(settings))
@@ -117,10 +118,8 @@ def _functions(spec: Model_pb2.Model) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    content = files.parse_json(
-        files.decode(path.read_bytes(), f"{path.name} of the checkpoint"),
-        f"{path.name} of the checkpoint",
-    )
+    """The content of a JSON file that an app will need as an object."""
+    content = files.parse_json(files.read_text(path), f"{path.name} of the checkpoint")
     if not isinstance(content, dict):
         raise UserError(f"{path.name} of the checkpoint is not a JSON object.")
     return content

@@ -172,7 +172,8 @@ def test_resources_and_manifest(package: Path, int4_folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     assert (folder / "chat_template.jinja").read_text() == template
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2]
+    # That of config.json, and the tokenizer's <|eot|>.
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["context"] == 64
     assert set(manifest["functions"]) == {"prefill", "decode"}
