@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mobilemoe_mlx.data import stdlib_corpus
+from mobilemoe_mlx.data import stdlib_pages
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 
 KINDS = ("code", "docs", "qa")
@@ -192,7 +192,19 @@ def test_built_again_it_is_the_same(built: tuple[Path, dict[str, Any]], tmp_path
 
 def test_a_module_that_crashes_costs_its_own_page_only(monkeypatch: pytest.MonkeyPatch) -> None:
     crash = "    if name == 'cmd': os.kill(os.getpid(), 9)\n    try:\n"
-    renderer = stdlib_corpus._RENDERER.replace("    try:\n", crash)
-    monkeypatch.setattr(stdlib_corpus, "_RENDERER", renderer)
-    pages = dict(stdlib_corpus._render(["bisect", "cmd", "no_such_module", "heapq", "cmd"]))
+    renderer = stdlib_pages._RENDERER.replace("    try:\n", crash)
+    monkeypatch.setattr(stdlib_pages, "_RENDERER", renderer)
+    pages = dict(stdlib_pages._render(["bisect", "cmd", "no_such_module", "heapq", "cmd"]))
     assert list(pages) == ["bisect", "heapq"]
+
+
+def test_time_that_runs_out_costs_no_page_but_that_of_a_module_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each process has time for little more than one slow module; one never ends."""
+    slow = "    import time; time.sleep({'cmd': 600, 'bisect': 1.5, 'heapq': 1.5}.get(name, 0))\n"
+    renderer = stdlib_pages._RENDERER.replace("    try:\n", slow + "    try:\n")
+    monkeypatch.setattr(stdlib_pages, "_RENDERER", renderer)
+    monkeypatch.setattr(stdlib_pages, "_RENDER_SECONDS", 4)
+    pages = dict(stdlib_pages._render(["bisect", "heapq", "cmd", "heapq", "shlex"]))
+    assert list(pages) == ["bisect", "heapq", "shlex"]
