@@ -17,6 +17,7 @@ from mobilemoe_mlx.experts import Experts
 from mobilemoe_mlx.linux_cpu.attention import causal_attention
 from mobilemoe_mlx.linux_cpu.exponential import sigmoid
 from mobilemoe_mlx.linux_cpu.swiglu import swiglu
+from mobilemoe_mlx.linux_cpu.top_k import top_k
 from mobilemoe_mlx.tensor_names import is_expert_matrix, split_int4_name
 
 __all__ = ["Model", "ModelArgs"]
@@ -125,8 +126,7 @@ class Router(nn.Module):
         logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
         scores = sigmoid(logits)
         biased = scores + expert_bias.astype(mx.float32)
-        experts = mx.argsort(-biased, axis=-1)[:, : self.top_k]  # a stable sort
-        experts = mx.stop_gradient(experts)
+        experts = mx.stop_gradient(top_k(mx.stop_gradient(biased), self.top_k))
         weights = mx.take_along_axis(scores, experts, axis=-1)
         if self.normalise:
             weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)

@@ -7,14 +7,15 @@ import math
 import mlx.core as mx
 import mlx.optimizers as optim
 
+from mobilemoe_mlx.linux_cpu.adamw import AdamW
 from mobilemoe_mlx.train.recipe import OptimizerConfig
 
 
 def make_optimizer(config: OptimizerConfig) -> optim.MultiOptimizer:
     """AdamW in two parts: matrices decay, vectors (the norms) do not."""
 
-    def adamw(weight_decay: float) -> optim.AdamW:
-        return optim.AdamW(
+    def adamw(weight_decay: float) -> AdamW:
+        return AdamW(
             learning_rate=config.peak_lr,
             betas=[config.beta1, config.beta2],
             eps=config.eps,

@@ -19,6 +19,7 @@ from mobilemoe_mlx.experts import Experts
 from mobilemoe_mlx.linux_cpu import attention
 from mobilemoe_mlx.linux_cpu.attention import causal_attention
 from mobilemoe_mlx.linux_cpu.swiglu import swiglu
+from mobilemoe_mlx.linux_cpu.top_k import top_k
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import quantize_model
 
@@ -129,6 +130,15 @@ def test_routed_experts_and_their_gradient(tokens: int, skewed: bool):
     mx.eval(parameters)
     found = step(parameters, x, weights)
     assert_close(found, plainly(lambda: step(parameters, x, weights)), 1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4, 12])
+def test_top_k_gives_ties_to_the_lower_index(k: int):
+    x = mx.random.randint(-3, 4, (500, 12)).astype(mx.float32)  # many ties
+    found = top_k(x, k)
+    assert found.dtype == mx.uint32
+    np.testing.assert_array_equal(np.array(found), np.argsort(-np.array(x), kind="stable")[:, :k])
+    assert mx.array_equal(found, plainly(lambda: top_k(x, k)))
 
 
 @pytest.fixture(scope="module")
