@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mobilemoe_mlx import mlx_on_linux
+
 SIZE_LIMIT = 1.02
 SECONDS_LIMIT = {"S": 120}
 MEMORY_LIMIT = {"S": 4e9}
@@ -52,6 +54,7 @@ def main() -> int:
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
+        mlx_on_linux.prepare()
         print(json.dumps(export(*options.step)))
         return 0
     with tempfile.TemporaryDirectory(dir=options.work) as folder:

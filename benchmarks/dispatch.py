@@ -12,10 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import mlx.core as mx
+from mobilemoe_mlx import mlx_on_linux
 
-import mobilemoe_mlx.experts as experts
-from mobilemoe_mlx.config import preset
+mlx_on_linux.prepare()  # before MLX is imported
+
+import mlx.core as mx  # noqa: E402
+
+import mobilemoe_mlx.experts as experts  # noqa: E402
+from mobilemoe_mlx.config import preset  # noqa: E402
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:

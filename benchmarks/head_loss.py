@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-import mlx.core as mx
-import mlx.nn as nn
-from dispatch import median_ms
+from mobilemoe_mlx import mlx_on_linux
 
-from mobilemoe_mlx.config import preset
-from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.train.loss import cross_entropy_sum
+mlx_on_linux.prepare()  # before MLX is imported
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+from dispatch import median_ms  # noqa: E402
+
+from mobilemoe_mlx.config import preset  # noqa: E402
+from mobilemoe_mlx.model import Model  # noqa: E402
+from mobilemoe_mlx.train.loss import cross_entropy_sum  # noqa: E402
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mobilemoe_mlx import mlx_on_linux
+
 LOAD_LIMIT = 1.35  # x the checkpoint's file
 CONVERT_LIMIT = 2.0  # x the largest shard
 PROMPT_TOKENS, NEW_TOKENS = 64, 16
@@ -120,6 +122,7 @@ def main() -> int:
     parser.add_argument("--step", nargs="+", metavar="STEP", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
+        mlx_on_linux.prepare()
         sys.modules["torch"] = None  # type: ignore[assignment]
         STEPS[options.step[0]](*options.step[1:])
         print(json.dumps({"peak": peak_bytes()}))

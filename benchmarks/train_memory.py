@@ -10,15 +10,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_flatten
+from mobilemoe_mlx import mlx_on_linux
 
-from mobilemoe_mlx.config import preset
-from mobilemoe_mlx.data.packing import Batch
-from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.train.recipe import ComputeConfig, DataConfig, OptimizerConfig, StageConfig
-from mobilemoe_mlx.train.step import Trainer
+mlx_on_linux.prepare()  # before MLX is imported
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+
+from mobilemoe_mlx.config import preset  # noqa: E402
+from mobilemoe_mlx.data.packing import Batch  # noqa: E402
+from mobilemoe_mlx.model import Model  # noqa: E402
+from mobilemoe_mlx.train.recipe import ComputeConfig, DataConfig, OptimizerConfig, StageConfig  # noqa: E402
+from mobilemoe_mlx.train.step import Trainer  # noqa: E402
 
 ROWS, CONTEXT = 2, 128
 

@@ -13,7 +13,7 @@ from mobilemoe_mlx.errors import UserError
 
 _KNOWN = (
     f"{', '.join(PRESETS)}; a checkpoint, a training run or an adapter (folders); a Hugging Face "
-    "repository id; an exported .mlpackage or its resources folder; a recipe (.toml)"
+    "repository id; an exported .mlpackage or its resources folder; a recipe or a mixture (.toml)"
 )
 
 EXAMPLES = (
@@ -64,29 +64,26 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
             f"--context is for a size or a checkpoint, and {name} is neither: the context is fixed "
             "when a package is exported."
         )
-    if path.suffix == ".mlpackage" or (path / "Manifest.json").is_file():
-        return _package(path)
-    if (path / "manifest.json").is_file():
-        from mobilemoe_mlx.export.coreml.resources import package_of
-
-        return _package(package_of(path))
     if path.suffix == ".toml":
-        from mobilemoe_mlx.train.recipe_info import describe_recipe
-
-        recipe = describe_recipe(path)
-        return recipe.to_dict(), recipe.text()
-    if path.is_dir():
-        from mobilemoe_mlx.adapter_info import describe_adapter, is_adapter
-
-        if is_adapter(path):
-            adapter = describe_adapter(path)
-            return adapter.to_dict(), adapter.text()
-    raise UserError(f"{name} is nothing that can be described here: {_KNOWN}.")
+        return _toml(path)
+    package = _package_path(path)
+    return _folder(path, name) if package is None else _package(package)
 
 
 def _is_checkpoint(path: Path) -> bool:
     # An export's resources have a config.json too.
     return (path / "config.json").exists() and not (path / "manifest.json").is_file()
+
+
+def _package_path(path: Path) -> Path | None:
+    """The package that `path` is, or is the resources folder of."""
+    if path.suffix == ".mlpackage" or (path / "Manifest.json").is_file():
+        return path
+    if not (path / "manifest.json").is_file():
+        return None
+    from mobilemoe_mlx.export.coreml.resources import package_of
+
+    return package_of(path)
 
 
 def _package(path: Path) -> tuple[Any, str]:
@@ -95,3 +92,29 @@ def _package(path: Path) -> tuple[Any, str]:
 
     info = describe_package(path)
     return info.to_dict(), text(info)
+
+
+def _toml(path: Path) -> tuple[Any, str]:
+    if "sources" in files.read_toml(path):
+        from mobilemoe_mlx.data.mixture_info import describe_mixture
+
+        mixture = describe_mixture(path)
+        return mixture.to_dict(), mixture.text()
+    from mobilemoe_mlx.train.recipe_info import describe_recipe
+
+    recipe = describe_recipe(path)
+    return recipe.to_dict(), recipe.text()
+
+
+def _folder(path: Path, name: str | None) -> tuple[Any, str]:
+    from mobilemoe_mlx.adapter_info import describe_adapter, is_adapter
+    from mobilemoe_mlx.train.run_info import describe_run, is_run
+
+    if is_adapter(path):
+        adapter = describe_adapter(path)
+        return adapter.to_dict(), adapter.text()
+    for folder in (path, path / "training"):  # the second: of a quickstart
+        if is_run(folder):
+            run = describe_run(folder)
+            return run.to_dict(), run.text()
+    raise UserError(f"{name} is nothing that can be described here: {_KNOWN}.")

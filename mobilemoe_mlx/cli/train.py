@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.train.recipe import STAGES, Recipe, load_recipe
 
 EXAMPLES = (
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", help="start from this checkpoint folder or repository id")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights (default 0)")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,22 +53,30 @@ def run(args: argparse.Namespace) -> int:
     import mlx.core as mx
 
     from mobilemoe_mlx.train.run import train
+    from mobilemoe_mlx.train.run_info import describe_run
     from mobilemoe_mlx.train.signals import Stopped
 
+    check_json(args.json)
     recipe = load_recipe(args.recipe, args.overrides, args.stage)
     folder = args.run or f"runs/{recipe.name}"
     group = mx.distributed.init()
+    output = sys.stderr if prints_json(args.json) else sys.stdout
+
+    def say(text: str) -> None:
+        print(text, file=output, flush=True)
+
     try:
-        model = train(recipe, folder, resume=args.resume, init=args.init, seed=args.seed)
+        model = train(recipe, folder, resume=args.resume, init=args.init, seed=args.seed, say=say)
     except Stopped as stopped:
         if group.rank() == 0:
             again = _command(args, folder, args.stage, args.overrides, args.init, resume=True)
             launcher = f"mlx.launch -n {group.size()} -- " if group.size() > 1 else ""
-            print(f"Stopped; what was trained is saved. Go on with:\n  {launcher}{again}")
+            say(f"Stopped; what was trained is saved. Go on with:\n  {launcher}{again}")
         return stopped.exit_status
     if group.rank() == 0:
-        print(f"The trained model is in {model}")
-        print("\n  ".join(["Next:", *_next_commands(args, recipe, folder, model)]))
+        say(f"The trained model is in {model}")
+        say("\n  ".join(["Next:", *_next_commands(args, recipe, folder, model)]))
+        write_json(args.json, describe_run(folder).to_dict())
     return 0
 
 

@@ -82,7 +82,7 @@ def quickstart(
 
     # 3. The recipe's stages: pre-training, mid-training, SFT, and QAT, which leaves INT4 weights.
     training = folder / "training"
-    model_folder = steps.run("Training", lambda: train(config, training))
+    model_folder = steps.run("Training", lambda: train(config, training, say=say))
 
     # 4. The package for an app.
     package = folder / f"MobileMoE-{Path(recipe).stem}.mlpackage"

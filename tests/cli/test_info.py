@@ -91,6 +91,38 @@ def test_recipe(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{stage['steps']:,}" in text
 
 
+def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'format = "text"\n[[sources]]\nname = "notes"\nweight = 3\nfiles = ["*.jsonl"]\n'
+        '[[sources]]\nname = "web"\nweight = 1\npath = "someone/pages"\nfield = "body"\n'
+    )
+    record, text = info(capsys, path)
+    assert [source["share"] for source in record["sources"]] == [0.75, 0.25]
+    assert (record["sources"][0]["found"], record["sources"][1]["found"]) == (0, None)
+    assert "data.folder says where" in text and "someone/pages" in text
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    record, text = info(capsys, path)
+    assert (record["sources"][0]["found"], record["sources"][0]["bytes"]) == (2, 6)
+    assert "75.0%" in text and "data.folder" not in text
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "mixtures").iterdir()), ids=lambda p: p.stem)
+def test_our_mixtures(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, _ = info(capsys, path)
+    assert sum(source["share"] for source in record["sources"]) == pytest.approx(1)
+
+
+def test_run(quickstart_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = quickstart_home / "runs" / "quickstart"
+    record, text = info(capsys, run / "training")
+    assert [stage["stage"] for stage in record["stages"]] == ["pretrain", "midtrain", "sft", "qat"]
+    assert all(stage["finished"] for stage in record["stages"])
+    assert "held-out loss" in text
+    assert info(capsys, run)[0] == record  # the quickstart's folder stands for the run in it
+
+
 def test_damaged_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.toml").write_text("[model\n")
     assert "r.toml is not valid TOML" in refused(capsys, tmp_path / "r.toml")

@@ -21,7 +21,7 @@ def test_every_command_that_prints_figures_has_it() -> None:
         assert "--json" in command_parser(command).format_help(), command
 
 
-WITHOUT = {"export", "compare", "train"}
+WITHOUT = {"export", "compare"}
 
 
 def test_forms() -> None:
