@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.files import user_path
 
 _CONFIG = "config.json"
 # Data only: no pickles, no code.
@@ -32,7 +33,7 @@ def resolve(
     downloaded. Raises UserError saying what to do when the
     path does not exist, the repo is gated or unknown, or there is no network.
     """
-    path = Path(path_or_repo).expanduser()
+    path = user_path(path_or_repo)
     if path.is_dir():
         return path
     if path.exists():

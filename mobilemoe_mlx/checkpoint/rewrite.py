@@ -14,6 +14,7 @@ from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, w
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.config import MLX_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.files import resolved
 from mobilemoe_mlx.tokenizer_config import plain_settings
 
 MODEL_FILE = "mobilemoe_model.py"
@@ -112,6 +113,6 @@ def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _check_apart(source: Path, output: Path) -> None:
-    source, output = source.resolve(), output.expanduser().resolve()
+    source, output = resolved(source), resolved(output)
     if source != output and source.is_relative_to(output):
         raise UserError(f"{output} contains the source {source}: choose another folder.")

@@ -137,8 +137,8 @@ class Recipe:
     def path(self, relative: str) -> Path:
         """A path named in the recipe: relative to the recipe or, failing that, to where we are."""
         path = files.user_path(relative)
-        beside = (self.folder / path).resolve()
-        return beside if beside.exists() else path.resolve()
+        beside = files.resolved(self.folder / path)
+        return beside if beside.exists() else files.resolved(path)
 
     def remedy(self, key: str, override: str) -> str:
         """The end of an error about `key`: what to do where it is the recipe's, not the user's."""

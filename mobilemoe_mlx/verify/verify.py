@@ -16,6 +16,7 @@ from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
+from mobilemoe_mlx.files import resolved
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
@@ -55,7 +56,7 @@ def verify_package(
             raise UserError(f"There is no case '{name}'{did_you_mean(name, CASES)}.")
     if seed < 0 or greedy_tokens < 0:
         raise UserError("The seed and the number of greedy tokens must be 0 or more.")
-    path = Path(package).expanduser().resolve()
+    path = resolved(package)
     saved = open_package(path)
     folder = Path(against)
     checkpoint = open_source(folder, quantize=open_checkpoint(folder).layout is Layout.FLOAT)

@@ -16,6 +16,7 @@ from mobilemoe_mlx.export.coreml.custom.layers import max_inline_bytes, write_cu
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.save_program import write_program
 from mobilemoe_mlx.export.int4_source import open_source
+from mobilemoe_mlx.files import resolved
 
 # Of the program's text; S has 2.4 MB, L below 8.
 _PROGRAM_BYTES = 20_000_000
@@ -52,11 +53,11 @@ def export_coreml(
     space; nothing is then written.
     """
     options = options or ExportOptions()
-    package = Path(output).expanduser().resolve()
+    package = resolved(output)
     _check_output(package, force)
     source = open_source(checkpoint, quantize=quantize)
     options.check(source.args)
-    _check_outside(source.folder.resolve(), package)
+    _check_outside(resolved(source.folder), package)
     _check_disk(package, source, options)
     targets = [resources.resources_folder(package), package]
     with all_or_none(targets, package.with_name(f".{package.name}.partial")) as work:

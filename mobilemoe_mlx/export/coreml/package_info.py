@@ -21,6 +21,7 @@ from mobilemoe_mlx.export.coreml import metadata, names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
+from mobilemoe_mlx.files import resolved
 from mobilemoe_mlx.mil.program import (
     Constant,
     Operation,
@@ -123,7 +124,7 @@ def describe_package(path: str | Path) -> PackageInfo:
     Raises UserError for a folder that is no Core ML package, one that `mobilemoe export` did not
     write, and a damaged package or manifest.
     """
-    path = Path(path).expanduser().resolve()
+    path = resolved(path)
     model = model_file(path)
     spec = read_spec(model)
     fields = metadata.user_defined(spec.description.metadata.userDefined)
