@@ -16,7 +16,6 @@ from mobilemoe_mlx.config import INT4_FORMAT, ModelArgs
 from mobilemoe_mlx.config_spelling import without_other_spellings
 from mobilemoe_mlx.end_tokens import GENERATION_CONFIG, generation_config
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.files import resolved
 
 MAX_SHARD_BYTES = 5_000_000_000  # the size Hugging Face repositories are cut at
 
@@ -101,7 +100,7 @@ def replaced_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[
     When the block raises, it is removed and `folder` is as it was. OSError (a full disk) becomes
     UserError.
     """
-    target = resolved(folder)
+    target = files.resolved(folder)
     new = target.with_name(f".{target.name}.partial")
     old = target.with_name(f".{target.name}.old")
     try:
