@@ -218,7 +218,7 @@ def train_tokenizer(
     if not any(sample):
         raise UserError("There is no text to train the tokenizer on: every input is empty.")
     model = _train_sentencepiece(sample, vocab_size)
-    folder = Path(folder)
+    folder = files.user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _tokenizer_config()
     special_tokens_map = {key: config[key] for key in ("bos_token", "eos_token")}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from mobilemoe_mlx import files
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest error of the logits (float32: max 1e-4; half precision: docs/numerics.md)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write compare.json and compare.png there"
+        "--output",
+        type=files.user_path,
+        metavar="DIR",
+        help="write compare.json and compare.png there",
     )
 
 

@@ -28,7 +28,7 @@ def build_stdlib_corpus(folder: str | Path) -> dict[str, Any]:
     Returns {"python", "heldout_modules", "train", "heldout"}; the last two map each kind to its
     numbers of "records" and "characters". Raises UserError when this Python has no library sources.
     """
-    folder = Path(folder)
+    folder = files.user_path(folder)
     library = Path(sysconfig.get_paths()["stdlib"])
     modules = list(library_modules(library))
     if not modules:

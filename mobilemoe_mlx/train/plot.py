@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGE_TITLES, STAGES
@@ -17,8 +18,8 @@ def plot_run(run: Path | str, output: Path | str | None = None) -> list[Path]:
 
     Raises UserError when `run` holds no metrics.
     """
-    run = Path(run)
-    output = Path(output) if output is not None else run
+    run = files.user_path(run)
+    output = files.user_path(output) if output is not None else run
     records = _read(run)
     output.mkdir(parents=True, exist_ok=True)
     pictures = [_losses(records, output / "losses.png")]
@@ -37,7 +38,7 @@ def curves(run: Path | str) -> dict[str, Any]:
             name: [[row["step"], row[name]] for row in rows if name in row]
             for name in ("loss", "heldout_loss")
         }
-        for stage, rows in _read(Path(run)).items()
+        for stage, rows in _read(files.user_path(run)).items()
     }
 
 
