@@ -107,7 +107,7 @@ def _toml(path: Path) -> tuple[Any, str]:
 
 
 def _folder(path: Path, name: str | None) -> tuple[Any, str]:
-    from mobilemoe_mlx.adapter_info import describe_adapter, is_adapter
+    from mobilemoe_mlx.checkpoint.adapter_info import describe_adapter, is_adapter
     from mobilemoe_mlx.train.run_info import describe_run, is_run
 
     if is_adapter(path):
