@@ -14,7 +14,7 @@ from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
-from mobilemoe_mlx.quickstart.baseline import unigram_loss
+from mobilemoe_mlx.quickstart.baseline import unigram_losses
 from mobilemoe_mlx.quickstart.report import write_report
 from mobilemoe_mlx.quickstart.results import Figures, Results, figures
 from mobilemoe_mlx.quickstart.samples import generate_samples
@@ -94,10 +94,7 @@ def quickstart(
 
     # 6. What guessing by frequency alone reaches on the held-out text, which training has to beat.
     tokenizer = load_tokenizer(tokenizer_folder)
-    unigram = steps.run(
-        "Unigram baselines",
-        lambda: {n: unigram_loss(config, s, tokenizer) for n, s in config.stages.items()},
-    )
+    unigram = steps.run("Unigram baselines", lambda: unigram_losses(config, tokenizer))
     sizes = token_bytes(tokenizer)
     target_bytes = {
         name: bytes_per_target(open_heldout(config, stage, tokenizer), sizes)

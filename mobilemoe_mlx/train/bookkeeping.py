@@ -83,8 +83,10 @@ class Bookkeeping:
         return bool(self.data.heldout.batches) and due and self._evaluated_step != step
 
     def heldout(self) -> Iterator[Batch]:
-        """The held-out batches; raises Stopped between two of them after a signal."""
-        for batch in self.data.heldout.batches:
+        """The batches of the evaluation that is due; raises Stopped between two after a signal."""
+        at_an_end = self.trainer.step in (0, self.config.steps)
+        stride = 1 if at_an_end else self.config.data.heldout_stride
+        for batch in self.data.heldout.batches[::stride]:
             self._signals.agree()
             yield batch
 

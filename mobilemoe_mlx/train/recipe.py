@@ -43,6 +43,7 @@ class DataConfig:
     folder: str = ""  # base folder of a mixture's local files; empty: the mixture file's folder
     heldout: tuple[str, ...] = ()  # local files, or a mixture file, to evaluate on; none: do not
     heldout_tokens: Count = 65536
+    heldout_stride: Count = 1  # between the first and the last step: every n-th held-out batch only
     seed: CountOrZero = 0
     on_bad_record: OnBadRecord = "error"
 

@@ -28,6 +28,7 @@ from mobilemoe_mlx.train.recipe import STAGES
 # may move, since their content is compared.
 _FREE_TO_CHANGE = (
     "evaluate_every",
+    "heldout_stride",
     "checkpoint_every",
     "checkpoint_every_minutes",
     "keep_checkpoints",

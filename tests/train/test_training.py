@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
@@ -211,6 +212,24 @@ def test_the_metrics_hold_what_people_watch(finished: Path):
         assert {"tokens", "epochs"} <= steps[-1]["sources"]["one"].keys()
         heldout = [row["step"] for row in rows if "heldout_loss" in row]
         assert heldout == ([] if stage == "midtrain" else [0, 8])
+
+
+def test_evaluations_between_the_ends_may_use_a_part_of_the_heldout_batches(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    used: list[int] = []
+
+    def counted(model: Model, batches: Iterable[Batch], **options: bool) -> float:
+        batches = list(batches)
+        used.append(len(batches))
+        return heldout_loss(model, batches, **options)
+
+    monkeypatch.setattr("mobilemoe_mlx.train.stage.heldout_loss", counted)
+    overrides = ["evaluate_every=3", "data.heldout_stride=3", "data.heldout_tokens=640"]
+    train(load_recipe(recipe_path, overrides, ["pretrain"]), tmp_path / "run")
+    assert used == [5, 2, 2, 5]  # of 4 rows of 32 tokens; steps 0, 3, 6 and 8
+    rows = read_metrics(tmp_path / "run" / "pretrain" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 3, 6, 8]
 
 
 def test_the_progress_bar_shows_loss_speed_eta_and_memory(recipe_path, tmp_path, capfd):
