@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -39,12 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=files.user_path,
         metavar="DIR",
-        help="write compare.json and compare.png there",
+        help="write compare.json and compare.png into this folder",
     )
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
+    check_json(args.json)
+    output = args.output
+    if output is not None and output.exists() and not output.is_dir():
+        raise UserError(f"--output {args.output}: a file; it must be a folder, or a new name.")
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.comparison import compare_checkpoint
     from mobilemoe_mlx.compare.table import as_text
@@ -58,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tolerance=args.tolerance,
     )
-    print(as_text(report))
-    if args.output is not None:
-        report.write(args.output)
-        print(f"Wrote {args.output / 'compare.json'} and {args.output / 'compare.png'}")
+    write_json(args.json, report.to_dict())
+    if not prints_json(args.json):
+        print(as_text(report))
+    if output is not None:
+        report.write(output)
+        written = f"Wrote {output / 'compare.json'} and {output / 'compare.png'}"
+        print(written, file=sys.stderr if prints_json(args.json) else sys.stdout)
     return 0 if report.passed else 1

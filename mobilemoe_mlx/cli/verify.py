@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 CASES = ("short", "long", "full", "chat", "routing")
 
@@ -22,7 +20,11 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.epilog = "Exit status: 0 when everything holds, 1 when not, 2 for a mistake in the call."
+    parser.epilog = (
+        "Exit status: 0 when everything that was asked for is proved, 1 when a check fails or the "
+        "files cannot\nbe checked (a package without its resources folder), 2 for a mistake in the "
+        "call."
+    )
     parser.add_argument("package", help="a .mlpackage that `mobilemoe export` wrote")
     parser.add_argument(
         "--against",
@@ -47,27 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far to continue it (default: %(default)s; 0: not at all)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the cases' tokens (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; 1 when a check fails."""
-    from mobilemoe_mlx import files
+    """Run the command; 1 when a check fails, or the package's files cannot be checked."""
+    check_json(args.json)
     from mobilemoe_mlx.checkpoint.hub import resolve
+    from mobilemoe_mlx.verify.verdict_text import as_text
     from mobilemoe_mlx.verify.verify import verify_package
 
-    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise UserError(f"--json {args.json}: not a file in a folder that exists.")
-    report = verify_package(
+    verdict = verify_package(
         args.package,
         resolve(args.against),
         cases=args.case or CASES,
         prompt=args.prompt,
         greedy_tokens=args.greedy_tokens,
         seed=args.seed,
-        say=lambda text: print(f"{text} ...", file=sys.stderr),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    print(report.text())
-    if args.json is not None:
-        files.write(args.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-    return 0 if report.passed else 1
+    write_json(args.json, verdict.to_dict())
+    if not prints_json(args.json):
+        print(as_text(verdict))
+    return 0 if verdict.proved else 1

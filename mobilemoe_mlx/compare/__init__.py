@@ -1,5 +1,5 @@
 """MLX against PyTorch: an independent reference of the same model, and the numerics report.
 
-`values` and `measures` serve every comparison; the rest needs the extra `torch`. See
-docs/numerics.md for what is measured and how.
+All but the second reading of config.json needs the extra `torch`. See docs/numerics.md for what is
+measured and how.
 """

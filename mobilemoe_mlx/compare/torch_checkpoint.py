@@ -6,9 +6,9 @@ hide.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.compare.config_reader import read_reference_config
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE
 from mobilemoe_mlx.config import GROUP_SIZE
@@ -50,11 +50,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder's model.safetensors, or of the files that its index names."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(files.read_json(index)["weight_map"].values()))
     else:
-        files = ["model.safetensors"]
+        names = ["model.safetensors"]
     tensors = {}
-    for name in files:
+    for name in names:
         try:
             with safe_open(folder / name, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)

@@ -38,8 +38,8 @@ class Output(NamedTuple):
     """Everything the comparison looks at."""
 
     logits: Tensor  # [batch, tokens, vocabulary]
-    hidden: list[Tensor]  # a layer: [batch, tokens, hidden], the residual stream after it
-    routing: list[Routing]  # a layer
+    hidden: list[Tensor]  # per layer [batch, tokens, hidden], the residual stream after it
+    routing: list[Routing]  # per layer
 
 
 class RMSNorm(nn.Module):
@@ -62,7 +62,7 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 def rope_frequencies(
     head_dim: int, theta: float, scaling: Llama3Stretching | RopeScaling | None
 ) -> list[float]:
-    """Radians a position of each rotated pair [head_dim / 2], pair by pair, by llama3's rule."""
+    """Radians per position of each rotated pair [head_dim / 2], pair by pair, by llama3's rule."""
     frequencies = []
     for pair in range(head_dim // 2):
         frequency = theta ** (-2 * pair / head_dim)

@@ -1,4 +1,4 @@
-"""What can be known about a saved function without running it: its meaning is known, its memory."""
+"""What a saved function says without being run: that each operation is known, and its memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A saved Core ML ML Program (.mlpackage) as plain dataclasses; constants are read when asked for.
 
 What has no place in these dataclasses is refused, not skipped: flexible shapes, nested blocks,
-several specialisations of a function, image inputs, attributes and protobuf fields nobody knows.
+several specialisations of a function, image inputs, unknown attributes and protobuf fields.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mobilemoe_mlx.mlpackage.strict import UnknownContent, only, refuse_unknown_
 
 _WEIGHTS_NAME = "@model_path/weights/weight.bin"  # as the program calls it
 
-# MIL type -> (field of an immediate value, bits an element, numpy type of the elements read).
+# MIL type -> (field of an immediate value, bits per element, numpy type of the elements read).
 _IMMEDIATE = {
     "bool": ("bools", 8, np.bool_),
     "string": ("strings", 8, np.str_),
@@ -95,7 +95,7 @@ Argument = str | Constant  # a str is a variable's name
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation; `inputs` has one argument a name, or several for a variadic input."""
+    """One operation; `inputs` has one argument per name, or several for a variadic input."""
 
     type: str
     inputs: Mapping[str, tuple[Argument, ...]]

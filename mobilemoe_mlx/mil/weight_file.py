@@ -3,7 +3,8 @@
 64 bytes of header (count of blobs u32, version u32, zeros), then for each blob 64 bytes of metadata
 (sentinel u32, type u32, bytes u64, offset of the data u64, padding bits u64, zeros) and its data;
 metadata and data begin at multiples of 64, little endian. A program refers to a blob by the offset
-of its metadata. Own code, so that the exporter's writer and this reader share nothing.
+of its metadata. This reader shares no code with coremltools' writer, so that neither hides the
+other's mistakes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SENTINEL = 0xDEADBEEF
 
 class _Format(NamedTuple):
     name: str  # as MIL programs name it
-    bits: int  # an element
+    bits: int  # per element
     numpy: np.dtype  # of the elements that `WeightFile.read` returns
 
 

@@ -9,13 +9,14 @@ from coremltools.proto import Model_pb2
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.files import decode
 
 
 def model_file(package: Path) -> Path:
     """The model of a .mlpackage, as its Manifest.json says; raises UserError when it does not."""
     manifest = package / "Manifest.json"
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = json.loads(decode(manifest.read_bytes(), str(manifest)))
         relative = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
         model = package / "Data" / relative
     except OSError as error:

@@ -17,6 +17,7 @@ from mobilemoe_mlx.quickstart.samples import (
     Sample,
 )
 from mobilemoe_mlx.train.recipe import STAGE_TITLES
+from mobilemoe_mlx.verify.verdict_text import as_text
 
 
 def write_report(results: Results, numbers: Figures, path: Path) -> Path:
@@ -187,7 +188,7 @@ def _package(results: Results) -> str:
         f"`{exported.package.name}` ({exported.package_bytes:,} bytes) and "
         f"`{exported.resources.name}` hold the INT4 checkpoint for an app (docs/ios.md). The saved "
         "package was evaluated op by op in numpy and compared with MLX:\n\n"
-        f"```text\n{results.verified.text()}\n```"
+        f"```text\n{as_text(results.verified)}\n```"
     )
 
 

@@ -87,7 +87,7 @@ def figures(results: Results) -> Figures:
             file.stat().st_size for file in results.model_folder.glob("*.safetensors")
         ),
         package_bytes=results.exported.package_bytes,
-        package_proved=results.verified.passed,
+        package_proved=results.verified.proved,
         decode_tokens_per_second=statistics.median(rates) if rates else None,
         seconds=results.seconds,
     )

@@ -119,7 +119,7 @@ def quickstart(
     plot_run(training, folder)
     numbers = figures(results)
     report = write_report(results, numbers, folder / "report.md")
-    if not verified.passed:
+    if not verified.proved:
         raise UserError(f"{package} does not compute what its checkpoint does; see {report}.")
     return Finished(report, numbers)
 

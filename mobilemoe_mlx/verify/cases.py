@@ -7,14 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.verify.calls import Call, chat_plan, plan
 from mobilemoe_mlx.verify.routing_patterns import PATTERNS, decode_scores, make_scores
-from mobilemoe_mlx.verify.session import Session
 
 CASES = ("short", "long", "full", "chat", "routing")
 
 _DECODED = 4  # tokens after the prompt that go through decode; fewer in the smallest contexts
 _CHAT_BLOCKS = 2  # the most blocks' worth of tokens in a chat
+
+
+class Sizes(NamedTuple):
+    """What the sequences depend on."""
+
+    args: ModelArgs
+    block: int  # most tokens of one call
+    context: int  # positions in the cache
 
 
 class Case(NamedTuple):
@@ -28,23 +36,23 @@ class Case(NamedTuple):
     decoded: int
     routing: list[np.ndarray] | None = None
 
-    def calls(self, session: Session) -> Iterator[Call]:
+    def calls(self, sizes: Sizes) -> Iterator[Call]:
         """How the sequence is fed."""
         total = len(self.tokens)
         if self.name == "chat":
-            return chat_plan(total, session.block, session.context)
-        return plan(total - self.decoded, total, session.block, session.context)
+            return chat_plan(total, sizes.block, sizes.context)
+        return plan(total - self.decoded, total, sizes.block, sizes.context)
 
 
-def make_case(name: str, session: Session, seed: int = 0) -> Case:
+def make_case(name: str, sizes: Sizes, seed: int = 0) -> Case:
     """A prompt shorter than a block, one longer, one that fills the cache, a chat, or all routings.
 
     Tokens are random: every expert and as much of the embedding as possible is to be used.
     """
-    block, context = session.block, session.context
+    block, context = sizes.block, sizes.context
     rng = np.random.default_rng(seed)
     if name == "routing":
-        return _routing_case(session, rng)
+        return _routing_case(sizes, rng)
     if name == "chat":
         total, decoded = min(context, _CHAT_BLOCKS * block), 0
     else:
@@ -52,17 +60,17 @@ def make_case(name: str, session: Session, seed: int = 0) -> Case:
         decoded = min(_DECODED, context - 2)
         # Two are a block, and one at least is decoded.
         total = max(2, min(prompt, context - decoded)) + decoded
-    return Case(name, rng.integers(session.args.vocab_size, size=total).tolist(), decoded)
+    return Case(name, rng.integers(sizes.args.vocab_size, size=total).tolist(), decoded)
 
 
-def _routing_case(session: Session, rng: np.random.Generator) -> Case:
+def _routing_case(sizes: Sizes, rng: np.random.Generator) -> Case:
     """Scores that random tokens do not have: see `routing_patterns`."""
-    args, block = session.args, session.block
+    args, block = sizes.args, sizes.block
     experts, slots = args.num_local_experts, args.num_experts_per_tok
-    decoded = min(2 * -(-experts // slots), session.context - block)
+    decoded = min(2 * -(-experts // slots), sizes.context - block)
     # Each pattern once at least: layers take turns, and in the next block the next one is theirs.
     wanted = -(-len(PATTERNS) // args.num_hidden_layers)
-    blocks = min(wanted, (session.context - decoded) // block)
+    blocks = min(wanted, (sizes.context - decoded) // block)
     patterns = [
         np.concatenate(
             [

@@ -145,7 +145,7 @@ def _layers_within(measured: Trace, reference: Trace, clean: int) -> bool:
 
 
 def _explained(layer: LayerComparison) -> bool:
-    """Whether the scores' own error can have swapped what was swapped.
+    """Whether the error of the scores explains every token that was first routed differently here.
 
     A selection by another rule than the scores' order would differ by more.
     """
@@ -155,9 +155,9 @@ def _explained(layer: LayerComparison) -> bool:
 
 
 def _is_near_tie(measured: Trace, reference: Trace, token: int) -> bool:
-    """Whether `token`, the first one routed differently, had a near tie where it was so at first.
+    """Whether `token` has a near tie in the first layer that routes it differently, if one does.
 
-    What it is computed from agrees, so its scores do to float32's rounding.
+    All that this layer computes from agrees, so its scores agree to float32's rounding.
     """
     for mine, theirs in zip(measured.layers, reference.layers, strict=True):
         if token >= len(theirs.experts):  # there is none

@@ -68,7 +68,7 @@ def decode_scores(tokens: int, experts: int, slots: int, rng: np.random.Generato
 def routed_by(
     scores: Sequence[np.ndarray] | None, session: Session, model: Model
 ) -> Iterator[None]:
-    """Route the package by `scores` ([tokens, experts] a layer), and MLX's model likewise.
+    """Route the package by `scores` ([tokens, experts] per layer), and MLX's model likewise.
 
     MLX gets a bias for each token that puts its experts in the order that a stable sort finds, so
     that ties are decided by numpy there. None: both route as they do.

@@ -25,8 +25,8 @@ class Session(Protocol):
     args: ModelArgs
     context: int  # positions in the cache
     block: int  # most tokens of one call
-    # Biased scores, float32 [positions, experts] a layer, by which it selects instead of its own
-    # where it can; None: its own.
+    # Biased scores, float32 [positions, experts] per layer, by which it selects instead of by its
+    # own, if it can; None: by its own.
     scores: list[np.ndarray] | None
 
     def reset(self) -> None:

@@ -16,14 +16,24 @@ from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
-from mobilemoe_mlx.files import resolved
+from mobilemoe_mlx.files import resolved, user_path
 from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
+from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.cases import CASES
 from mobilemoe_mlx.verify.coreml.open_package import open_package
 from mobilemoe_mlx.verify.greedy import compare_greedy
+from mobilemoe_mlx.verify.jobs import (
+    FILES_AND_WEIGHTS,
+    GREEDY,
+    call_seconds,
+    list_jobs,
+    not_tried,
+)
 from mobilemoe_mlx.verify.listed_files import check_files
+from mobilemoe_mlx.verify.progress import Progress
 from mobilemoe_mlx.verify.run_case import run_case
 from mobilemoe_mlx.verify.saved_export import SavedExport
 from mobilemoe_mlx.verify.verdict import Verdict
@@ -46,20 +56,17 @@ def verify_package(
 
     The package is read from disk and evaluated in numpy, in float32 throughout and with its
     declared types; the reference is this package's model in MLX, float32. A BF16 checkpoint is
-    rounded to nearest first, as the export did. `cases`: any of CASES. `prompt`:
-    the text that is continued greedily by `greedy_tokens` tokens (0: none). `seed`: of the cases'
-    random tokens. `say` hears what is being done. Raises UserError for a package or checkpoint that
-    cannot be read, and for a package of another model.
+    rounded to nearest first, as the export did. `cases`: any of CASES. `prompt`: the text that is
+    continued greedily by `greedy_tokens` tokens (0: none). `seed`: of the cases' random tokens.
+    `say` hears how long it will take and what is being done. Raises UserError for a package or
+    checkpoint that cannot be read, and for a package of another model.
     """
-    for name in cases:
-        if name not in CASES:
-            raise UserError(f"There is no case '{name}'{did_you_mean(name, CASES)}.")
-    if seed < 0 or greedy_tokens < 0:
-        raise UserError("The seed and the number of greedy tokens must be 0 or more.")
+    _check_choices(cases, greedy_tokens, seed)
     path = resolved(package)
     saved = open_package(path)
-    folder = Path(against)
-    checkpoint = open_source(folder, quantize=open_checkpoint(folder).layout is Layout.FLOAT)
+    folder = user_path(against)
+    is_float = open_checkpoint(folder).layout is Layout.FLOAT
+    checkpoint = open_source(folder, quantize=is_float)
     check_agreement(checkpoint.config, checkpoint.args)
     _check_same_model(saved, checkpoint)
     saved.check_interface(checkpoint.args)
@@ -73,34 +80,57 @@ def verify_package(
                 f"The prompt has {len(tokens)} tokens, and the package's context is "
                 f"{saved.context}."
             )
-    say("files and weights")
+    jobs = list_jobs(saved, checkpoint, cases, len(tokens), greedy_tokens, seed)
+    progress = Progress({job.text: job.seconds for job in jobs}, say)
+    progress.begin(FILES_AND_WEIGHTS)
     stops = {"bos": checkpoint.args.bos_token_id, "eos": list(checkpoint.end_token_ids())}
     files = check_files(path, saved.manifest, saved.format, {**saved.facts, "tokens": stops})
     weights = saved.check_weights(checkpoint)
     model = _reference(folder, checkpoint)
-    reports = []
+    judgements = []
     greedy = None
     for arithmetic in saved.arithmetics:
         session = saved.session(checkpoint.args, arithmetic)
-        for name in cases:
-            if name == "routing" and (saved.form == "custom-layer" or arithmetic == "declared"):
-                continue  # the layers' own business; and rounding has no part in it
-            say(f"{name} in {arithmetic} arithmetic")
-            reports.append(run_case(name, session, model, arithmetic, seed))
-        # In float32, where a text parts from MLX's at exact ties alone.
-        if arithmetic == "float32" and greedy_tokens:
-            say("greedy text")
-            greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
+
+        def seconds(call: Call, arithmetic: Arithmetic = arithmetic) -> float:
+            return call_seconds(saved, checkpoint.args, arithmetic, call)
+
+        for job in (job for job in jobs if job.arithmetic == arithmetic):
+            progress.begin(job.text)
+            if job.case == GREEDY:
+                greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
+            else:
+                judgements.append(
+                    run_case(
+                        job.case,
+                        session,
+                        model,
+                        arithmetic,
+                        seed,
+                        lambda calls: progress.watched(calls, seconds),
+                    )
+                )
     return Verdict(
-        package=path.name,
-        checkpoint=folder.name,
+        package=str(path),
+        checkpoint=str(folder),
+        rounded=is_float,
         form=saved.form,
         files=files,
         weights=weights,
-        cases=tuple(reports),
+        cases=tuple(judgements),
         greedy=greedy,
+        manifest=str(saved.manifest),
+        not_tried=not_tried(saved, jobs),
         peak_intermediate_bytes=saved.peak_intermediate_bytes(),
     )
+
+
+def _check_choices(cases: Sequence[str], greedy_tokens: int, seed: int) -> None:
+    for name in cases:
+        if name not in CASES:
+            raise UserError(f"There is no case '{name}'{did_you_mean(name, CASES)}.")
+    if seed < 0 or greedy_tokens < 0:
+        raise UserError("The seed and the number of greedy tokens must be 0 or more.")
 
 
 def _check_same_model(saved: SavedExport, checkpoint: Checkpoint) -> None:

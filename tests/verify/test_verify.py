@@ -19,6 +19,7 @@ from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.verify.cases import CASES
 from mobilemoe_mlx.verify.verdict import Verdict
+from mobilemoe_mlx.verify.verdict_text import as_text
 from mobilemoe_mlx.verify.verify import verify_package
 
 # A context that is no multiple of the block: the last block has to start earlier.
@@ -39,7 +40,7 @@ def report(good: Path, int4_folder: Path) -> Verdict:
 
 def test_a_good_package_passes(report: Verdict) -> None:
     assert report.passed
-    assert "proved" in report.text()
+    assert "proved" in as_text(report)
     assert report.files.checked > 5
     # 2 layers x (5 vectors and matrices without scales + 9 packed with scales) + embedding + norm
     assert report.weights.tensors == 2 * (4 + 2 * 9) + 3
@@ -81,9 +82,12 @@ def test_all_logits_are_compared(int4_folder: Path, tmp_path: Path) -> None:
     assert all(case.rows == case.tokens for case in report.cases)
 
 
-def test_a_rounded_bf16_checkpoint(bf16_folder: Path, tmp_path: Path) -> None:
+def test_a_rounded_bf16_checkpoint(report: Verdict, bf16_folder: Path, tmp_path: Path) -> None:
     package = export_coreml(bf16_folder, tmp_path / "b.mlpackage", OPTIONS, quantize=True).package
-    assert verify_package(package, bf16_folder, cases=["short"], greedy_tokens=4).passed
+    rounded = verify_package(package, bf16_folder, cases=["short"], greedy_tokens=4)
+    assert rounded.passed
+    assert "bit for bit the checkpoint's, rounded to nearest INT4" in as_text(rounded)
+    assert as_text(report).count("rounded to nearest") == 0
 
 
 def test_a_package_for_ios_26(int4_folder: Path, tmp_path: Path) -> None:
@@ -199,6 +203,69 @@ def test_command(
     content = json.loads(path.read_text())
     assert content["passed"] and content["cases"][0]["passed"]
     assert content["cases"][0]["limit"]["value"] == 1e-4
+
+
+def test_a_package_without_its_resources_is_not_called_proved(
+    mutable: Path, int4_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["verify", str(mutable), "--against", str(int4_folder), "--case", "short"]
+    command += ["--greedy-tokens", "0", "--json", str(tmp_path / "verdict.json")]
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "NOT proved as a whole" in out and "S-resources/manifest.json" in out
+    assert "What could be checked holds: weights, short." in out
+    assert " is proved" not in out
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["passed"] and not verdict["proved"]
+
+
+def test_it_says_what_was_not_asked_for(
+    good: Path, int4_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["verify", str(good), "--against", str(int4_folder), "--case", "short"]
+    assert main([*command, "--greedy-tokens", "0"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{good} (core-ops)\nagainst {int4_folder}\n")
+    assert "This much is proved: files, weights, short." in captured.out
+    assert "Not asked for: long, full, chat, routing, greedy text." in captured.out
+    said = captured.err.splitlines()
+    assert said[0].startswith("this takes ")
+    assert [line.partition(",")[0] for line in said[1:] if line.startswith("[")] == [
+        "[1/3] files and weights",
+        "[2/3] short in float32 arithmetic",
+        "[3/3] short in declared arithmetic",
+    ]
+
+
+def test_what_macos_leaves_beside_files_is_no_part_of_an_export(
+    good: Path, int4_folder: Path, tmp_path: Path
+) -> None:
+    package = with_resources(good, tmp_path)
+    for folder in (package, package / "Data", tmp_path / "S-resources"):
+        for path in [p for p in folder.iterdir() if p.is_file()]:
+            (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        (folder / ".DS_Store").write_bytes(b"\0")
+    report = verify_package(package, int4_folder, cases=[], greedy_tokens=0)
+    assert report.files.passed and report.files.manifest
+
+
+def test_marks_at_the_beginning_of_json_files(
+    good: Path, int4_folder: Path, tmp_path: Path
+) -> None:
+    package = with_resources(good, tmp_path)
+    for path in (package / "Manifest.json", tmp_path / "S-resources" / "manifest.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    report = verify_package(package, int4_folder, cases=[], greedy_tokens=0)
+    # The mark itself changes the bytes of a file that the manifest lists.
+    assert report.files.problems == (
+        f"S.mlpackage/Manifest.json has {(package / 'Manifest.json').stat().st_size} bytes, not "
+        f"{(good / 'Manifest.json').stat().st_size}",
+    )
+
+
+def test_the_home_folder(good: Path, int4_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(good.parent))
+    assert verify_package("~/S.mlpackage", int4_folder, cases=[], greedy_tokens=0).files.passed
 
 
 def test_the_command_offers_the_cases_that_there_are() -> None:

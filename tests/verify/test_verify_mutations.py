@@ -16,6 +16,7 @@ from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.verify.judgement import CaseJudgement
 from mobilemoe_mlx.verify.verdict import Verdict
+from mobilemoe_mlx.verify.verdict_text import as_text
 from mobilemoe_mlx.verify.verify import verify_package
 
 OPTIONS = ExportOptions(context=53, prefill_block=16)
@@ -143,7 +144,7 @@ def test_weights_and_logits_both_catch(
     assert not report.passed
     assert len(report.weights.problems) >= 1
     assert not float32_case(report).passed
-    assert "FAIL weights" in report.text() and "FAIL long, float32" in report.text()
+    assert "FAIL weights" in as_text(report) and "FAIL long, float32" in as_text(report)
 
 
 @pytest.mark.parametrize("mutate", IN_WEIGHTS_ONLY)
@@ -165,7 +166,7 @@ def test_logits_catch_a_wrong_program(
     assert report.weights.passed
     assert not float32_case(report).passed
     # It says where they part.
-    assert "layer 0: hidden max" in report.text()
+    assert "layer 0: hidden max" in as_text(report)
 
 
 @pytest.mark.parametrize("mutate", [swapped_in_decode, swapped_in_prefill])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-# What begins the messages of its two writers: of weight files, and of packages' folders.
+# How the messages of its two writers begin: of weight files, and of packages' folders.
 _WRITERS = ("[MIL FileWriter]", "filesystem error")
 
 

@@ -91,7 +91,7 @@ def _summary(args: ModelArgs, options: ExportOptions) -> str:
 def _model_card(checkpoint: Checkpoint, options: ExportOptions) -> str:
     path = checkpoint.folder / "README.md"
     if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARACTERS]
+        return path.read_text(encoding="utf-8-sig", errors="replace")[:_CARD_CHARACTERS]
     computation = (
         "float16; residual stream, norms, rotations and router float32"
         if options.moe == "core-ops"
@@ -105,13 +105,13 @@ def _model_card(checkpoint: Checkpoint, options: ExportOptions) -> str:
 
 def _license(folder: Path) -> str:
     for path in sorted(p for p in folder.glob("LICENSE*") if p.is_file()):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         title = next((t for line in lines if (t := line.strip("# \t"))), None)
         if title:
             return f"{title} (see {path.name} in the resources folder)"
     card = folder / "README.md"
     if card.is_file():
-        matter = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+        matter = card.read_text(encoding="utf-8-sig", errors="replace").split("---", 2)
         fields = dict(re.findall(r"^(license(?:_name)?): *(\S.*)$", "".join(matter[1:2]), re.M))
         if name := fields.get("license_name") or fields.get("license"):
             return f"{name.strip()} (see README.md in the resources folder)"

@@ -1,4 +1,4 @@
-"""Lower `moe_ffn` to core ops: one function a form, chosen by what the op is given.
+"""Lower `moe_ffn` to core ops: one function per form, chosen by what the op is given.
 
 Both forms leave the packed codes packed and unpack only the experts they gathered, inside the
 program. To add a form, write a function `(op, routing, x16) -> Var` and list it in `LOWERINGS`.
@@ -32,7 +32,7 @@ class Routing(NamedTuple):
     """The router's decision for each of T tokens."""
 
     selected: Var  # float32 [T, E], 1 for a selected expert
-    one_hot: Var  # float32 [T, k, E], one row a slot
+    one_hot: Var  # float32 [T, k, E], one row per slot
     experts: Var  # uint16 [T, k], by falling score
     weights: Var  # float32 [T, k]
 
@@ -45,7 +45,7 @@ class Lowering(NamedTuple):
 
 
 @register_pass(namespace="moe")
-class lower_moe_ffn(AbstractGraphPass):  # the class's name is the pass's
+class lower_moe_ffn(AbstractGraphPass):  # coremltools takes the pass's name from the class
     """Replace every `moe_ffn` of a program by core ops."""
 
     def apply(self, prog: Program) -> None:
@@ -176,7 +176,7 @@ def sorted_blocks(op: Operation, routing: Routing, x16: Var) -> Var:
     number = np.arange(blocks, dtype=np.float32)
     passed = mb.cast(x=mb.greater_equal(x=number[:, None], y=ends), dtype="fp32")
     owner = mb.reduce_sum(x=passed, axes=[1], keep_dims=False)
-    owner = mb.minimum(x=owner, y=np.float32(experts - 1))  # blocks that nobody needs
+    owner = mb.minimum(x=owner, y=np.float32(experts - 1))  # of blocks beyond those needed
     owner = mb.cast(x=owner, dtype="uint16")  # [blocks]
     first = mb.gather(x=mb.reshape(x=starts, shape=[experts]), indices=owner, axis=0)
     nth = mb.mul(x=mb.sub(x=number, y=first), y=np.float32(rows))
@@ -184,7 +184,7 @@ def sorted_blocks(op: Operation, routing: Routing, x16: Var) -> Var:
     had = mb.gather(x=mb.transpose(x=so_far, perm=[1, 0]), indices=owner, axis=0)  # [blocks, T]
     earlier = mb.less_equal(x=mb.expand_dims(x=had, axes=[1]), y=mb.expand_dims(x=nth, axes=[2]))
     token = mb.reduce_sum(x=mb.cast(x=earlier, dtype="fp32"), axes=[2], keep_dims=False)
-    token = mb.minimum(x=token, y=np.float32(tokens - 1))  # rows that nobody reads
+    token = mb.minimum(x=token, y=np.float32(tokens - 1))  # in rows that are never read
     token = mb.cast(x=mb.reshape(x=token, shape=[-1]), dtype="uint16")
     sorted_x = mb.reshape(x=mb.gather(x=x16, indices=token, axis=0), shape=[blocks, rows, d])
 

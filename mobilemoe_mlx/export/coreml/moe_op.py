@@ -13,14 +13,14 @@ from mobilemoe_mlx.config import GROUP_SIZE
 
 
 @SSAOpRegistry.register_op(namespace="moe")
-class moe_ffn(Operation):  # the class's name is the op's
+class moe_ffn(Operation):  # coremltools takes the op's name from the class
     """Route each token to `top_k` of E experts, sum their weighted outputs and the shared expert's.
 
     With s = sigmoid(x @ router^T) in float32, the `top_k` experts of largest s + expert_bias are
     selected (ties: the lower index); their weights are s divided by its sum over the selected
     (+ 1e-20) times `routed_scaling_factor`. An expert is down(silu(gate(x)) * up(x)).
 
-    Packed codes hold two signed 4-bit codes a byte along *out*, low nibble first (the published
+    A byte of packed codes holds two signed 4-bit codes along *out*, low nibble first (the published
     bytes, typed int8); value = code x scale, one scale for 32 consecutive codes along *out*.
 
     Parameters

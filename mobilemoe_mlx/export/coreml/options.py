@@ -56,7 +56,7 @@ class ExportOptions:
             )
         if self.deployment_target not in TARGETS:
             raise UserError(_target_problem(self.target))
-        if self.context < 4:  # of two tokens a block is proved, and of two more the decoding
+        if self.context < 4:  # two prove a block, and two more the decoding
             raise UserError(f"--context is {self.context}; it must be at least 4 tokens.")
         if self.context > args.max_position_embeddings:
             raise UserError(
@@ -74,8 +74,8 @@ class ExportOptions:
         if self.moe == "core-ops" and rows > _MOST_ROWS:
             raise UserError(
                 f"--prefill-block is {self.prefill_block:,}: with {slots} of {experts} "
-                f"experts a token that is {rows:,} rows of experts, beyond the {_MOST_ROWS:,} that "
-                "a program can number: ask for less."
+                f"experts per token that is {rows:,} rows of experts, beyond the {_MOST_ROWS:,} "
+                "that a program can number: ask for less."
             )
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mobilemoe_mlx.all_or_none import all_or_none
 from mobilemoe_mlx.checkpoint.check import Checkpoint
@@ -34,6 +36,11 @@ class Exported:
     package_bytes: int  # with the weights beside it, if there are any
     checkpoint_bytes: int  # of the checkpoint's INT4 tensors
     has_tokenizer: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was written as JSON holds it."""
+        paths = {"package": str(self.package), "resources": str(self.resources)}
+        return {**dataclasses.asdict(self), **paths}
 
 
 def export_coreml(

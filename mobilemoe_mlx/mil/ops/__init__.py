@@ -1,4 +1,4 @@
-"""All ops that the evaluator knows, by MIL name (states and constants are its own business)."""
+"""All ops that the evaluator knows, by MIL name (it handles states and constants itself)."""
 
 from __future__ import annotations
 

@@ -172,6 +172,6 @@ def axis_of(axis: int, rank: int) -> int:
 
 
 def require(name: str, value: Any, only: Any) -> None:
-    """UserError for a value of the input `name` that no export gives it."""
+    """Raise UserError for a value of the input `name` other than the one that is understood."""
     if value != only:
         raise UserError(f"its input '{name}' is {value}, not {only}")

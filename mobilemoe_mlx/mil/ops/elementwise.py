@@ -55,7 +55,7 @@ add = _binary("add", np.add, FLOAT_INT32)
 sub = _binary("sub", np.subtract, FLOAT_INT32)
 mul = _binary("mul", np.multiply, FLOAT_INT32)
 minimum = _binary("minimum", np.minimum, FLOAT_INT32)
-# Documented for int32 too, but not what the quotient of 7 and 2 is as int32.
+# Core ML documents int32 too, but does not say what 7 / 2 is as int32.
 real_div = _binary("real_div", np.true_divide, FLOAT)
 
 floor = _unary("floor", np.floor, FLOAT)

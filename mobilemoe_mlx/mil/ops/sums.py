@@ -146,7 +146,7 @@ def _reduction(
 
 
 reduce_sum = _reduction("reduce_sum", lambda x, axes, keep: x.sum(axes, keepdims=keep))
-# Documented for int32 too, but not what the mean of 1 and 2 is as int32.
+# Core ML documents int32 too, but does not say what the mean of 1 and 2 is as int32.
 reduce_mean = _reduction("reduce_mean", lambda x, axes, keep: x.mean(axes, keepdims=keep), FLOAT)
 
 

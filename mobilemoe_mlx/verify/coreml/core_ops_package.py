@@ -15,8 +15,10 @@ from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
 from mobilemoe_mlx.mil.evaluator import Evaluator
 from mobilemoe_mlx.mil.program import TensorType, read_package
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
+from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.coreml.core_ops_session import CoreOpsSession
 from mobilemoe_mlx.verify.coreml.core_ops_weights import check_weights
+from mobilemoe_mlx.verify.coreml.evaluation_time import core_ops_seconds
 from mobilemoe_mlx.verify.session import Session
 from mobilemoe_mlx.verify.weights_check import WeightsCheck
 
@@ -26,6 +28,7 @@ class CoreOpsPackage:
 
     format: str = FORMAT
     form: str = "core-ops"
+    takes_scores: bool = True
     arithmetics: tuple[Arithmetic, ...] = ("float32", "declared")
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +42,7 @@ class CoreOpsPackage:
         prefill = self._package.signatures[names.PREFILL]
         try:
             self.context = prefill.states[names.KEY_CACHE].shape[2]
-            block = prefill.inputs[names.TOKENS].shape[1]
+            self.block = prefill.inputs[names.TOKENS].shape[1]
         except (KeyError, IndexError):
             raise UserError(
                 f"{path} has no {names.TOKENS} or no {names.KEY_CACHE} as an export has them."
@@ -49,7 +52,7 @@ class CoreOpsPackage:
             "form": self.form,
             "target": systems.get(self._package.spec_version),
             "context": self.context,
-            "prefill_block": block,
+            "prefill_block": self.block,
             "logits": "last" if names.LENGTH in prefill.inputs else "all",
         }
 
@@ -57,8 +60,7 @@ class CoreOpsPackage:
         """Raise UserError unless both functions have the interface of a model of `args`."""
         if self._package.default_function != names.DECODE:
             raise UserError(f"{self.path}: its default function is not {names.DECODE}.")
-        block = self._package.signatures[names.PREFILL].inputs[names.TOKENS].shape[1]
-        for function, tokens in ((names.DECODE, 1), (names.PREFILL, block)):
+        for function, tokens in ((names.DECODE, 1), (names.PREFILL, self.block)):
             for name, (found, expected) in self._interface(args, function, tokens).items():
                 if found != expected:
                     raise UserError(
@@ -106,8 +108,12 @@ class CoreOpsPackage:
         return check_weights(self._package, checkpoint)
 
     def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:
-        """Evaluate it in `arithmetic`."""
+        """A session that evaluates it in `arithmetic`; its cache is to be reset first."""
         return CoreOpsSession(self._package, args, arithmetic)
+
+    def seconds(self, args: ModelArgs, arithmetic: Arithmetic, call: Call) -> float:
+        """About how long the evaluation of one call takes, on two processor cores."""
+        return core_ops_seconds(args, arithmetic, 1 if call.is_decode else self.block)
 
     def peak_intermediate_bytes(self) -> int | None:
         """The most bytes of intermediate values alive in one call of either function."""

@@ -39,7 +39,7 @@ class Layer:
     parameters: Mapping[str, Any]  # those of the contract; not where weights lie
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    weights: Callable[[], list[np.ndarray]]  # reads them: bytes (uint8), one array an entry
+    weights: Callable[[], list[np.ndarray]]  # reads them: bytes (uint8), one array per entry
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _check_shapes(proto: Any, layer: Layer, where: str) -> None:
 
 def _input_shapes(layer: Layer) -> list[contract.Shape]:
     shapes = list(layer.kind.inputs.values())
-    if not layer.kind.one_input_a_layer:
+    if not layer.kind.one_input_per_layer:
         return shapes
     if layer.parameters["layers"] != len(layer.inputs):
         raise UnknownContent(

@@ -14,9 +14,11 @@ from mobilemoe_mlx.export.coreml.metadata import user_defined
 from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
 from mobilemoe_mlx.mlpackage.features import Feature
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
+from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.coreml.custom_layer_model import read_custom_layer_model
 from mobilemoe_mlx.verify.coreml.custom_layer_session import CustomLayerSession
 from mobilemoe_mlx.verify.coreml.custom_layer_weights import check_layer_weights
+from mobilemoe_mlx.verify.coreml.evaluation_time import custom_layer_seconds
 from mobilemoe_mlx.verify.session import Session
 from mobilemoe_mlx.verify.weights_check import WeightsCheck
 
@@ -26,6 +28,7 @@ class CustomLayerPackage:
 
     format: str = FORMAT
     form: str = "custom-layer"
+    takes_scores: bool = False  # each layer routes by itself
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
 
     def __init__(self, path: Path) -> None:
@@ -35,18 +38,18 @@ class CustomLayerPackage:
         self.user_defined = user_defined(self._package.user_defined)
         self.context = self._package.inputs[names.KEY_CACHE].shape[2]
         (head,) = self._package.layers_of(contract.HEAD)
-        block = self._package.inputs[names.TOKENS].shape[0]
+        self.block = self._package.inputs[names.TOKENS].shape[0]
         self.facts = {
             "form": self.form,
             "target": contract.OLDEST_SYSTEM,
             "context": self.context,
-            "prefill_block": block,
+            "prefill_block": self.block,
             "logits": head.parameters["logits"],
         }
 
     def check_interface(self, args: ModelArgs) -> None:
         """Raise UserError unless inputs, outputs and layers are those of a model of `args`."""
-        any_count = (1, self.facts["prefill_block"])
+        any_count = (1, self.block)
         layers, heads = args.num_hidden_layers, args.num_key_value_heads
         cache = _feature("float32", layers, heads, self.context, args.head_dim)
         rows = _feature("float32", layers, heads, any_count, args.head_dim)
@@ -85,8 +88,12 @@ class CustomLayerPackage:
         return check_layer_weights(self._package, checkpoint)
 
     def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:
-        """Evaluate it."""
+        """A session of the contract's reference, which has one arithmetic."""
         return CustomLayerSession(self._package, args)
+
+    def seconds(self, args: ModelArgs, arithmetic: Arithmetic, call: Call) -> float:
+        """About how long the evaluation of one call takes, on two processor cores."""
+        return custom_layer_seconds(args, call.length)
 
     def peak_intermediate_bytes(self) -> int | None:
         """None: what a layer needs is decided by the class that the app supplies."""

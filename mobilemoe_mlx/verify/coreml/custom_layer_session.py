@@ -21,7 +21,7 @@ class CustomLayerSession:
         self.args = args
         self.block = package.inputs[names.TOKENS].shape[0]
         self.context = package.inputs[names.KEY_CACHE].shape[2]
-        self.scores: list[np.ndarray] | None = None  # not heard: each layer routes by itself
+        self.scores: list[np.ndarray] | None = None  # ignored: each layer routes by itself
         self._cache_shape = package.inputs[names.KEY_CACHE].shape
         self._evaluator = CustomLayerEvaluator(package)
         self.reset()

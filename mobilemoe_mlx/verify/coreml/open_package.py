@@ -12,7 +12,7 @@ from mobilemoe_mlx.verify.saved_export import SavedExport
 
 def open_package(path: Path) -> SavedExport:
     """The package at `path`; raises UserError for anything that is no whole export."""
-    # An ML Program of ours always has a weight file, and the other form never has. Its model, which
-    # holds the weights, is read only once so.
+    # An exported ML Program always has a weight file, and the custom-layer form never has one. To
+    # look for it spares a second reading of the model, which holds that form's weights.
     has_weight_file = (model_file(path).parent / "weights").is_dir()
     return CoreOpsPackage(path) if has_weight_file else CustomLayerPackage(path)

@@ -60,7 +60,7 @@ class LayerClass:
     entries: tuple[Entry, ...]
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, Shape]
-    one_input_a_layer: bool = False  # its only input comes `layers` times
+    one_input_per_layer: bool = False  # its only input comes `layers` times
 
 
 def side_file_parameters(kind: LayerClass) -> dict[str, ParameterKind]:
@@ -214,7 +214,7 @@ CACHE_ROWS = LayerClass(
     entries=(),
     inputs={"rows": _ROWS},
     outputs={"stacked": ("layers", *_ROWS)},
-    one_input_a_layer=True,
+    one_input_per_layer=True,
 )
 
 HEAD = LayerClass(

@@ -1,13 +1,12 @@
 """Golden inputs and outputs of the custom layers, small enough to be read by any implementation.
 
 coreml/README.md describes the files. Every number comes from SHAKE-256, so that they are the same
-on every machine; outputs are those of custom_layer_reference.
-Run: python -m mobilemoe_mlx.export.coreml.custom.golden coreml/golden
+on every machine; outputs are those of reference.py. The command that writes them is
+write_golden.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -362,17 +361,3 @@ def _args(head_dim: int, scaling: RopeScaling | None) -> ModelArgs:
         head_dim=head_dim,
         rope_scaling=scaling,
     )
-
-
-def main() -> None:
-    """Parse the command line and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("output", type=Path, help="the folder to write")
-    folder = parser.parse_args().output
-    write_golden(folder)
-    for path in sorted(folder.glob("*.safetensors")):
-        print(f"{path}: {path.stat().st_size:,} bytes")
-
-
-if __name__ == "__main__":
-    main()

@@ -197,7 +197,7 @@ def _add(
         if tensor.shape != contract.shape(entry.shape, parameters):
             raise ValueError(f"{layer.name}: {entry.name} has the shape {tensor.shape}")
     out = spec.neuralNetwork.layers.add(name=layer.name, input=layer.inputs, output=layer.outputs)
-    inputs = list(kind.inputs.values()) * (len(layer.inputs) if kind.one_input_a_layer else 1)
+    inputs = list(kind.inputs.values()) * (len(layer.inputs) if kind.one_input_per_layer else 1)
     for tensors, shapes in ((out.inputTensor, inputs), (out.outputTensor, kind.outputs.values())):
         for dimensions in shapes:
             sizes = contract.shape(dimensions, parameters, tokens=-1)  # -1: unknown

@@ -4,7 +4,7 @@ Written for reading. Sums, roots, exponentials and angles are taken in float64, 
 implementation differs by is its own error; scores of the router are rounded to float32, which is
 where ties are decided, and outputs to float32, which is what travels between layers.
 
-`weights`: one array of bytes (uint8) an entry, in the contract's order, as an app gets them.
+`weights`: one array of bytes (uint8) per entry, in the contract's order, as an app gets them.
 `parameters`: a layer's own. Arrays are float32 unless said otherwise; T is the number of tokens.
 """
 

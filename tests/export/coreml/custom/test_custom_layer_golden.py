@@ -122,7 +122,7 @@ def test_sizes_are_the_contract_s(name: str, case: str) -> None:
     ]
     inputs = list(file.inputs(case).values())
     count = inputs[0].shape[1 if kind is contract.CACHE_ROWS else 0]
-    declared = list(kind.inputs.values()) * (len(inputs) if kind.one_input_a_layer else 1)
+    declared = list(kind.inputs.values()) * (len(inputs) if kind.one_input_per_layer else 1)
     assert [a.shape for a in inputs] == [contract.shape(s, parameters, count) for s in declared]
     for output, shape in kind.outputs.items():
         array = file.outputs(case)[output]

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.export.coreml.options import TARGETS, ExportOptions, default_context
 
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
+if TYPE_CHECKING:
+    from mobilemoe_mlx.export.coreml.package import Exported
 
+SUMMARY = "a Core ML package for iPhone and Mac, with its resources folder"
 
 EXAMPLES = (
     "mobilemoe export coreml runs/quickstart/training/qat/model runs/tiny.mlpackage",
@@ -26,9 +29,11 @@ EXAMPLES = (
 )
 
 
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ExportOptions)}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("format", choices=("coreml",), help="the form to export to")
     parser.add_argument("checkpoint", help="a checkpoint folder or a Hugging Face repository id")
     parser.add_argument("output", metavar="OUT.mlpackage", help="the package to write")
     parser.add_argument(
@@ -76,10 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", help="the licence that Xcode shows")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument("--revision", help="branch, tag or commit of a repository")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_json(args.json)
     from mobilemoe_mlx.checkpoint.check import open_checkpoint
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.export.coreml.metadata import Credits
@@ -98,15 +105,22 @@ def run(args: argparse.Namespace) -> None:
             credit=Credits(args.author, args.license),
             force=args.force,
         )
-    print(
+    write_json(args.json, done.to_dict())
+    if not prints_json(args.json):
+        print(_report(done, args.output, args.checkpoint))
+
+
+def _report(done: Exported, output: str, checkpoint: str) -> str:
+    """What was written, and how to check it."""
+    lines = [
         f"{done.package}: {done.package_bytes / 1e6:,.1f} MB "
-        f"({done.package_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights)\n"
-        f"{done.resources}: {'tokenizer, ' if done.has_tokenizer else ''}settings, manifest"
-    )
+        f"({done.package_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights)",
+        f"{done.resources}: {'tokenizer, ' if done.has_tokenizer else ''}settings, manifest",
+    ]
     if not done.has_tokenizer:
-        print("The checkpoint has no tokenizer.json, so the resources have none either.")
-    names = (shlex.quote(name) for name in (args.output, args.checkpoint))
-    print("Check it: mobilemoe verify {} --against {}".format(*names))
+        lines.append("The checkpoint has no tokenizer.json, so the resources have none either.")
+    names = (shlex.quote(name) for name in (output, checkpoint))
+    return "\n".join([*lines, "Check it: mobilemoe verify {} --against {}".format(*names)])
 
 
 @contextlib.contextmanager
