@@ -1,7 +1,8 @@
-// Times a full-size model with random weights; prints one JSON line per round.
+// Times a full-size model with random weights; prints one JSON line per round: tokens per second.
 //
-// bench [--shape S|M|L|pro] [--precision exact|int16|int8] [--threads N] [--rounds N]
-//       [--contexts 0,1024] [--prompts 512,1024] [--cpu-path NAME]
+// bench [--shape S|M|L|pro] [--precision exact|int16|int8] [--threads N] [--contexts 0,1024]
+//       [--prompts 512,1024] [--cache float32|float16|int8] [--cpu-path NAME] [--rounds N]
+// With --rounds 0 a round is run for each line of standard input.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 namespace {
 
 constexpr int kDecodeTokens = 32;
+constexpr size_t kReadWords = size_t{16} << 20;  // 128 MB per thread, to measure the memory's rate
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -34,26 +36,25 @@ void check(mobilemoe_status status, const mobilemoe_error& error) {
   if (status != MOBILEMOE_OK) stop(error.message);
 }
 
-// Gigabytes per second that `threads` threads read together from `bytes` bytes each.
-double bandwidth(int threads) {
-  constexpr size_t kWords = size_t{32} << 20;  // 256 MB per thread
-  std::vector<std::vector<uint64_t>> memory(threads, std::vector<uint64_t>(kWords, 1));
+// Gigabytes per second that all threads read together, the best of three times.
+double bandwidth(const std::vector<std::vector<uint64_t>>& memory) {
+  const size_t threads = memory.size();
   std::vector<uint64_t> sums(threads * 8);
   double best = 0;
   for (int round = 0; round < 3; ++round) {
     std::vector<std::thread> workers;
     const double start = now();
-    for (int i = 0; i < threads; ++i) {
+    for (size_t i = 0; i < threads; ++i) {
       workers.emplace_back([&, i] {
         uint64_t sum[8] = {};
-        for (size_t j = 0; j < kWords; j += 8) {
+        for (size_t j = 0; j < kReadWords; j += 8) {
           for (int k = 0; k < 8; ++k) sum[k] += memory[i][j + k];
         }
         for (const uint64_t part : sum) sums[i * 8] += part;
       });
     }
     for (auto& worker : workers) worker.join();
-    best = std::max(best, threads * kWords * 8.0 / (now() - start) / 1e9);
+    best = std::max(best, threads * kReadWords * 8.0 / (now() - start) / 1e9);
   }
   if (sums[0] == 0) stop("The memory was not read.");
   return best;
@@ -102,7 +103,6 @@ int main(int argc, char** argv) {
   check(mobilemoe_rope_periods(config.head_dim, 500000, 16, 1, 1, 8192, periods.data(), &error), error);
   config.rope_periods = periods.data();
 
-  const double memory_rate = bandwidth(threads);
   const RandomModel weights(config, options["--shape"] == "pro" ? 512 : 0);
   const std::string& path = options["--cpu-path"];
   const mobilemoe_runtime_options runtime_options{
@@ -135,7 +135,11 @@ int main(int argc, char** argv) {
           error);
   };
 
-  for (int round = 0; round < std::atoi(options["--rounds"].c_str()); ++round) {
+  const std::vector<std::vector<uint64_t>> memory(threads, std::vector<uint64_t>(kReadWords, 1));
+  const int rounds = std::atoi(options["--rounds"].c_str());
+  for (int round = 0; rounds == 0 ? std::getchar() != EOF : round < rounds; ++round) {
+    // In each round: what others do to the memory changes.
+    const double memory_rate = bandwidth(memory);
     std::printf("{\"engine\": \"mobilemoe\", \"shape\": \"%s\", \"precision\": \"%s\", "
                 "\"threads\": %d, \"cpu_path\": \"%s\", \"weight_bytes\": %zu, "
                 "\"bandwidth_gb_s\": %.1f",
@@ -157,7 +161,9 @@ int main(int argc, char** argv) {
     }
     rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    std::printf(", \"peak_rss_mb\": %ld}\n", usage.ru_maxrss / 1024);
+    std::printf(", \"peak_rss_mb\": %ld}\n",
+                usage.ru_maxrss / 1024 -
+                    static_cast<long>(threads * kReadWords * sizeof(uint64_t) >> 20));
     std::fflush(stdout);
   }
   mobilemoe_session_destroy(session);

@@ -29,16 +29,16 @@ struct Folded {
   float* sums;       // [groups][32]: of all rows so far; even columns, then odd, of each half
 
   static size_t bytes(int row_groups) {
-    const size_t groups = round_up(row_groups, 8) + 1;
+    const size_t groups = row_groups + 8;
     return groups * sizeof(float) * (kRows / 2 + 2 + kGroup);
   }
-  Folded(uint8_t* memory, int row_groups) : stride(round_up(row_groups, 8) + 1) {
+  Folded(uint8_t* memory, int row_groups) : stride(row_groups + 8) {
     pairs = reinterpret_cast<int32_t*>(memory);
     initial = pairs + kRows / 2 * stride;
     steps = reinterpret_cast<float*>(initial + stride);
     sums = steps + stride;
   }
-  const size_t stride;  // one more group than loads of eight need: a pair may reach beyond the last
+  const size_t stride;  // eight more than there are: groups are folded eight at a time
 };
 
 // Groups `begin` to end - 1 of the rows whose scales begin at `scales`.
@@ -312,7 +312,7 @@ size_t expert_int8_scratch(int inputs, int outputs, int count) {
 }
 
 // One token: as it is. Many: int16, then the largest of each block of 32.
-void prepare_expert_int8(const float* x, int inputs, bool single, uint8_t* prepared) {
+void prepare_expert_rounded(const float* x, int inputs, bool single, uint8_t* prepared) {
   if (single) {
     std::memcpy(prepared, x, inputs * sizeof(float));
     return;

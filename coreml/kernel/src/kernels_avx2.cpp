@@ -4,7 +4,6 @@
 #if defined(MOBILEMOE_X86)
 
 #include "products_avx2.h"
-#include "products_portable.h"
 
 MOBILEMOE_BEGIN_AVX2
 
@@ -85,8 +84,13 @@ const Products kExact = {avx2::float_bytes,
 
 const Products kInt8 = {avx2::linear_int8_bytes, avx2::prepare_linear_int8, avx2::linear_int8,
                         avx2::linear_int8_scratch, 16,
-                        avx2::expert_int8_bytes, avx2::prepare_expert_int8, avx2::expert_int8,
+                        avx2::expert_int8_bytes, avx2::prepare_expert_rounded, avx2::expert_int8,
                         avx2::expert_int8_scratch};
+
+const Products kInt16 = {avx2::linear_int16_bytes, avx2::prepare_linear_int16, avx2::linear_int16,
+                         avx2::linear_int16_scratch, 16,
+                         avx2::expert_int16_bytes, avx2::prepare_expert_rounded,
+                         avx2::expert_int16, avx2::expert_int16_scratch};
 
 bool runs_here() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -103,7 +107,7 @@ const Kernels kAvx2 = {
     avx2::rms_norm,
     avx2::swiglu,
     avx2::router,
-    {&kExact, &portable::kInt16, &kInt8},
+    {&kExact, &kInt16, &kInt8},
     {avx2::attend_float32, avx2::attend_float16, avx2::attend_int8},
 };
 

@@ -137,18 +137,6 @@ void multiply_one(const LinearTask& task) {
   for (; row < task.end; ++row) multiply_rows_of_one<1>(task, row);
 }
 
-// Four rows of a group, 16 bytes each, to four vectors of one quad (dword) of each row.
-inline void transpose(const uint8_t* const* rows, __m128i* quads) {
-  const __m128i r0 = load_16(rows[0]), r1 = load_16(rows[1]);
-  const __m128i r2 = load_16(rows[2]), r3 = load_16(rows[3]);
-  const __m128i a = _mm_unpacklo_epi32(r0, r1), b = _mm_unpacklo_epi32(r2, r3);
-  const __m128i c = _mm_unpackhi_epi32(r0, r1), d = _mm_unpackhi_epi32(r2, r3);
-  quads[0] = _mm_unpacklo_epi64(a, b);
-  quads[1] = _mm_unpackhi_epi64(a, b);
-  quads[2] = _mm_unpacklo_epi64(c, d);
-  quads[3] = _mm_unpackhi_epi64(c, d);
-}
-
 // Rows `row` to row + 15; behind the last row of the task the last one is taken again.
 void fill_panel(const LinearTask& task, int row, const Int8Panel& panel) {
   const int groups = task.columns / kGroup;
@@ -166,7 +154,7 @@ void fill_panel(const LinearTask& task, int row, const Int8Panel& panel) {
           rows[r] = task.codes + at * (kGroup / 2);
           panel.scales[g * 16 + half * 8 + part * 4 + r] = load_one_float16(task.scales + at * 2);
         }
-        transpose(rows, quads[part]);
+        transpose_rows(rows, quads[part]);
       }
       for (int quad = 0; quad < 4; ++quad) {
         const __m256i bytes =

@@ -47,6 +47,18 @@ inline __m256i load_codes(const uint8_t* bytes, bool pair) {
   return pair ? load_32(bytes) : _mm256_inserti128_si256(_mm256_setzero_si256(), load_16(bytes), 0);
 }
 
+// Four rows of a group, 16 bytes each, to four vectors of one dword (8 columns) of each row.
+inline void transpose_rows(const uint8_t* const* rows, __m128i* dwords) {
+  const __m128i r0 = load_16(rows[0]), r1 = load_16(rows[1]);
+  const __m128i r2 = load_16(rows[2]), r3 = load_16(rows[3]);
+  const __m128i a = _mm_unpacklo_epi32(r0, r1), b = _mm_unpacklo_epi32(r2, r3);
+  const __m128i c = _mm_unpackhi_epi32(r0, r1), d = _mm_unpackhi_epi32(r2, r3);
+  dwords[0] = _mm_unpacklo_epi64(a, b);
+  dwords[1] = _mm_unpackhi_epi64(a, b);
+  dwords[2] = _mm_unpacklo_epi64(c, d);
+  dwords[3] = _mm_unpackhi_epi64(c, d);
+}
+
 // Even columns (eight) and odd ones back into their order.
 inline void store_columns(const float* even, const float* odd, float* y) {
   const __m256 e = _mm256_loadu_ps(even), o = _mm256_loadu_ps(odd);

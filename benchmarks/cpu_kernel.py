@@ -1,0 +1,158 @@
+"""Time the CPU kernel on a full-size random model, beside llama.cpp in the same run.
+
+Engines take turns, one round each, so that what else the machine does meets them alike; figures are
+medians, ratios are medians of the rounds' ratios.
+Run: python benchmarks/cpu_kernel.py --rounds 5 [--llama-python VENV/bin/python]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KERNEL = ROOT / "coreml" / "kernel"
+TOKEN_BYTES = 156.5e6  # what decoding one token of S reads of its weights
+
+Round = dict[str, Any]
+
+
+class Engine:
+    """A process that times one round for each line it gets."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
+        self.rounds: list[Round] = []
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def round(self) -> None:
+        """Time one round; raises RuntimeError when the process ended."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"{self.name} ended before its round: see its message above.")
+        self.rounds.append(json.loads(line))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def build(folder: Path) -> Path:
+    """The program bench, from the kernel's sources, with the system's compiler."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        raise SystemExit("There is no C++ compiler: install g++ or clang.")
+    sources = [*sorted((KERNEL / "src").glob("*.cpp")), KERNEL / "bench" / "bench.cpp"]
+    target = folder / "bench"
+    include = ["-I", str(KERNEL / "include")]
+    command = [compiler, "-std=c++17", "-O3", *include, *map(str, sources), "-o", str(target)]
+    subprocess.run([*command, "-pthread"], check=True)
+    return target
+
+
+def cpu_flags() -> str:
+    """The CPU's name and the vector instructions that Linux lists."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return "unknown CPU"
+    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    known = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16")
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return f"{fields.get('model name', 'CPU')}: {' '.join(f for f in flags if f in known)}"
+
+
+def report(engines: list[Engine], figures: list[str]) -> None:
+    """Print a table of medians, and of ratios to llama.cpp where it ran."""
+    rival = next((e for e in engines if e.name == "llama.cpp"), None)
+    print(f"{cpu_flags()}\n\n| | {' | '.join(figures)} | peak RSS, MB |")
+    print(f"|---|{'---|' * (len(figures) + 1)}")
+    for engine in engines:
+        cells = []
+        for figure in figures:
+            values = [r[figure] for r in engine.rounds]
+            cell = f"{statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f})"
+            if rival is not None and engine is not rival:
+                ratios = [
+                    ours[figure] / theirs[figure]
+                    for ours, theirs in zip(engine.rounds, rival.rounds, strict=True)
+                ]
+                cell += f", x{statistics.median(ratios):.2f}"
+            cells.append(cell)
+        memory = max(r["peak_rss_mb"] for r in engine.rounds)
+        print(f"| {engine.name} | {' | '.join(cells)} | {memory} |")
+    for engine in engines:
+        if "decode_0" in figures and "bandwidth_gb_s" in engine.rounds[0]:
+            # Measured anew in each round, in the same process.
+            shares = [
+                r["decode_0"] * TOKEN_BYTES / 1e9 / r["bandwidth_gb_s"] for r in engine.rounds
+            ]
+            rate = statistics.median(r["bandwidth_gb_s"] for r in engine.rounds)
+            print(
+                f"\n{engine.name}: {rate:.1f} GB/s of memory measured; "
+                f"decode uses {100 * statistics.median(shares):.0f} % of it.",
+            )
+
+
+def main() -> int:
+    """Parse the command line, run the rounds, report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--precisions", default="int8,int16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--contexts", default="0,1024", help="decode after so many tokens")
+    parser.add_argument("--prompts", default="512,1024")
+    parser.add_argument(
+        "--llama-python",
+        help="a Python that has llama-cpp-python and gguf; without it, no comparison",
+    )
+    parser.add_argument("--gguf", type=Path, help="keep the rival's random model here")
+    parser.add_argument("--json", type=Path, help="write every round here")
+    options = parser.parse_args()
+    common = ["--threads", str(options.threads)]
+    common += ["--contexts", options.contexts, "--prompts", options.prompts]
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(Path(folder))
+        engines = [
+            Engine(name, [str(program), "--rounds", "0", "--precision", name, *common])
+            for name in options.precisions.split(",")
+        ]
+        if options.llama_python:
+            model = options.gguf or Path(folder) / "rival.gguf"
+            script = str(Path(__file__).with_name("llama_cpp_rival.py"))
+            command = [options.llama_python, script, str(model), *common]
+            engines.append(Engine("llama.cpp", command))
+        for _ in range(options.rounds + 1):
+            for engine in engines:
+                engine.round()
+        for engine in engines:
+            engine.close()
+            del engine.rounds[0]  # pages are touched for the first time
+    figures = [f"prefill_{n}" for n in options.prompts.split(",")]
+    figures += [f"decode_{n}" for n in options.contexts.split(",")]
+    report(engines, figures)
+    if options.json:
+        rounds = {engine.name: engine.rounds for engine in engines}
+        options.json.write_text(json.dumps(rounds, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
