@@ -61,7 +61,7 @@ def main() -> int:
         checkpoint = options.checkpoint
         if checkpoint is None:
             checkpoint = Path(folder) / "checkpoint"
-            maker = ["-m", "mobilemoe_mlx.checkpoint.random_weights", "--layout", "int4"]
+            maker = [str(Path(__file__).with_name("random_checkpoint.py")), "--layout", "int4"]
             command = [*maker, "--preset", options.preset, "--output", str(checkpoint)]
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         step = [str(checkpoint), str(Path(folder) / "M.mlpackage"), options.moe]

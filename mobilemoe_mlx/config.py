@@ -17,6 +17,10 @@ ARCHITECTURE = "MobileMoEForCausalLM"
 INT4_FORMAT = "mobilemoe-int4-g32"
 GROUP_SIZE = 32
 
+# Added to the sum of the selected experts' scores before they are divided by it: of the published
+# model's code, not of config.json (docs/model.md, "Forward pass").
+NORMALIZE_EPS = 1e-20
+
 # One form of the `quantization` block: the published one, value by value.
 INT4_QUANTIZATION: dict[str, Any] = {
     "format": INT4_FORMAT,

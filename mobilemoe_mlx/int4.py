@@ -6,6 +6,7 @@ scale, two codes a byte, low nibble first, two's complement (config.json `quanti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -37,16 +38,25 @@ def to_affine(packed: Packed) -> AffinePacked:
     Adding 8 to a two's-complement nibble is flipping its top bit; -8 x scale is exact in float16
     for the scales that `check_scales` accepts.
     """
-    return AffinePacked(
-        (packed.qweight ^ mx.array(0x88, mx.uint8)).view(mx.uint32),
-        packed.scale,
-        affine_biases(packed.scale),
-    )
+    return AffinePacked(affine_codes(packed.qweight), packed.scale, affine_biases(packed.scale))
+
+
+def affine_codes(qweight: mx.array) -> mx.array:
+    """uint8 [..., columns / 2] to uint32 [..., columns / 8]: the codes + 8."""
+    return (qweight ^ mx.array(0x88, mx.uint8)).view(mx.uint32)
 
 
 def affine_biases(scale: mx.array) -> mx.array:
     """-8 x `scale`, same shape and dtype (exact in float16: a power of two)."""
     return scale * mx.array(QMIN, scale.dtype)
+
+
+# What `tensor_names.mlx_parts` says to make of a published tensor -> the function that makes it.
+AFFINE_PARTS: dict[str, Callable[[mx.array], mx.array]] = {
+    "same": lambda tensor: tensor,
+    "codes": affine_codes,
+    "biases": affine_biases,
+}
 
 
 def from_affine(weight: mx.array, scales: mx.array) -> Packed:

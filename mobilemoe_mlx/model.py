@@ -12,13 +12,13 @@ from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attenti
 from mlx_lm.models.cache import KVCache
 
 from mobilemoe_mlx import int4, linux_cpu
-from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.config import NORMALIZE_EPS, ModelArgs
 from mobilemoe_mlx.experts import Experts
 from mobilemoe_mlx.linux_cpu.attention import causal_attention
 from mobilemoe_mlx.linux_cpu.exponential import sigmoid
 from mobilemoe_mlx.linux_cpu.swiglu import swiglu
 from mobilemoe_mlx.linux_cpu.top_k import top_k
-from mobilemoe_mlx.tensor_names import is_expert_matrix, split_int4_name
+from mobilemoe_mlx.tensor_names import mlx_parts
 
 __all__ = ["Model", "ModelArgs"]
 
@@ -129,7 +129,7 @@ class Router(nn.Module):
         experts = mx.stop_gradient(top_k(mx.stop_gradient(biased), self.top_k))
         weights = mx.take_along_axis(scores, experts, axis=-1)
         if self.normalise:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+            weights = weights / (weights.sum(axis=-1, keepdims=True) + NORMALIZE_EPS)
         return Routing(logits, experts, weights * self.scaling)
 
 
@@ -259,14 +259,6 @@ class Model(nn.Module):
         """
         out: dict[str, mx.array] = {}
         for name, tensor in weights.items():
-            if is_expert_matrix(name):
-                out[f"{name}.weight"] = tensor
-            elif (split := split_int4_name(name)) is None:
-                out[name] = tensor
-            elif split[1] == "qweight":
-                module, _, scale_name = split
-                affine = int4.to_affine(int4.Packed(tensor, weights[scale_name]))
-                out[f"{module}.weight"] = affine.weight
-                out[f"{module}.scales"] = affine.scales
-                out[f"{module}.biases"] = affine.biases
+            for target, part in mlx_parts(name).items():
+                out[target] = int4.AFFINE_PARTS[part](tensor)
         return out

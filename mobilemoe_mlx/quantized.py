@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -73,11 +74,23 @@ def quantize_parameters(parameters: dict[str, Any]) -> dict[str, mx.array]:
         if (dtype := stored_type(name)) is not None:
             out[name] = weight.astype(dtype)
             continue
-        codes, scale = int4.quantize(weight)
-        int4.check_scales(name, scale)
-        qweight, weight_scale = packed_names(name)
-        out[qweight], out[weight_scale] = int4.pack(codes), scale
+        for target, part in zip(packed_names(name), rounding(name), strict=True):
+            out[target] = part(weight)
     return out
+
+
+def rounding(name: str) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
+    """How a parameter that INT4 packs is rounded: its packed codes and its scales, from its rows.
+
+    The second raises UserError, naming the parameter, for values beyond float16 scales.
+    """
+
+    def scales(weight: mx.array) -> mx.array:
+        scale = int4.quantize(weight)[1]
+        int4.check_scales(name, scale)
+        return scale
+
+    return lambda weight: int4.pack(int4.quantize(weight)[0]), scales
 
 
 def quantize_model(model: Model, dtype: mx.Dtype = mx.float32) -> Model:

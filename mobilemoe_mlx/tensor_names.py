@@ -28,6 +28,27 @@ def packed_names(parameter: str) -> tuple[str, str]:
     return f"{module}.qweight", f"{module}.weight_scale"
 
 
+def mlx_parts(name: str) -> dict[str, str]:
+    """What a published tensor becomes in `Model`: parameter's name -> "same", "codes" or "biases".
+
+    Experts of the BF16 layout gain `.weight`; packed codes become `.weight`, and their scales both
+    `.scales` and `.biases`. A name of `Model`'s own stays.
+    """
+    if is_expert_matrix(name):
+        return {f"{name}.weight": "same"}
+    if (split := split_int4_name(name)) is None:
+        return {name: "same"}
+    module, kind, _ = split
+    if kind == "qweight":
+        return {f"{module}.weight": "codes"}
+    return {f"{module}.scales": "same", f"{module}.biases": "biases"}
+
+
+def is_always_float32(name: str) -> bool:
+    """True for the router's parameters, which compute in float32 whatever the type of the rest."""
+    return name.endswith(("router.weight", "expert_bias"))
+
+
 def is_expert_matrix(module: str) -> bool:
     """True for the path of a matrix that holds all routed experts."""
     return module.endswith((".experts.gate_up_proj", ".experts.down_proj"))

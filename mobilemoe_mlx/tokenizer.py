@@ -31,6 +31,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mobilemoe_mlx import chat_template, end_tokens, files
+from mobilemoe_mlx.downloads import unfinished
 from mobilemoe_mlx.end_tokens import END_OF_TEXT as END_OF_TEXT
 from mobilemoe_mlx.end_tokens import EOT as EOT
 from mobilemoe_mlx.errors import UserError
@@ -128,6 +129,8 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatToke
 
 def _tokenizer_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
+        if (why := unfinished(file.parent)) is not None:
+            raise UserError(f"{file.parent} has no tokenizer.json: {why}.")
         raise UserError(
             f"{file.parent} has no tokenizer.json. Copy it there from the checkpoint it belongs "
             "to, or train one with `mobilemoe tokenizer train`."

@@ -21,6 +21,7 @@ ROWS = (
     (
         "errors",
         "files",
+        "downloads",
         "all_or_none",
         "tables",
         "text_table",

@@ -6,7 +6,6 @@ Only config.json, the index and the headers of *.safetensors are read. Pickles n
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mobilemoe_mlx import end_tokens, int4
+from mobilemoe_mlx import end_tokens, files, int4
 from mobilemoe_mlx.checkpoint.layouts import (
     Expected,
     Layout,
@@ -26,6 +25,7 @@ from mobilemoe_mlx.checkpoint.layouts import (
 )
 from mobilemoe_mlx.checkpoint.tensor_file import DamagedFile, Tensor, read_header
 from mobilemoe_mlx.config import ModelArgs, read_config
+from mobilemoe_mlx.downloads import unfinished
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.files import visible
 
@@ -58,14 +58,15 @@ def check(folder: str | Path) -> list[str]:
     Finds: truncated or damaged files, missing and unexpected tensors, wrong shapes and dtypes, an
     index that disagrees with the files, a config that contradicts the tensors.
     """
-    return _inspect(Path(folder))[1]
+    return _inspect(files.user_path(folder))[1]
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """The checkpoint in `folder`; raises UserError listing everything that `check` finds."""
-    checkpoint, problems = _inspect(Path(folder))
+    folder = files.user_path(folder)
+    checkpoint, problems = _inspect(folder)
     if problems or checkpoint is None:
-        raise _error(Path(folder), problems)
+        raise _error(folder, problems)
     return checkpoint
 
 
@@ -131,6 +132,13 @@ class _Found:
 def _inspect(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if not folder.is_dir():
         return None, [f"there is no folder {folder}"]
+    checkpoint, problems = _inspect_files(folder)
+    if problems and (why := unfinished(folder)) is not None:
+        problems.insert(0, why)
+    return checkpoint, problems
+
+
+def _inspect_files(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     problems: list[str] = []
     config: dict[str, Any] = {}
     args = None
@@ -154,16 +162,16 @@ def _read_headers(folder: Path) -> _Found:
     found = _Found()
     weight_map = _read_index(folder, found)
     if weight_map is None:
-        files = sorted(p.name for p in visible(folder.glob("*.safetensors")))
+        names = sorted(p.name for p in visible(folder.glob("*.safetensors")))
     else:
-        files = sorted(set(weight_map.values()))
-        for path in sorted(folder.glob("model*.safetensors")):
-            if path.name not in files:
+        names = sorted(set(weight_map.values()))
+        for path in sorted(visible(folder.glob("model*.safetensors"))):
+            if path.name not in names:
                 found.problems.append(f"{INDEX_FILE} does not name {path.name}, which is there too")
-    if not files and not found.problems:
+    if not names and not found.problems:
         found.problems.append(_nothing_to_read(folder))
     where: dict[str, str] = {}
-    for file in files:
+    for file in names:
         mapped = {t for t, f in weight_map.items() if f == file} if weight_map else set()
         path = folder / file
         if weight_map is None and not path.is_file():
@@ -201,10 +209,10 @@ def _read_index(folder: Path, found: _Found) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = files.read_json(path)["weight_map"]
         if not all(isinstance(v, str) for v in weight_map.values()):
             raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         found.problems.append(f"{INDEX_FILE} is not JSON with a table 'weight_map' of file names")
         found.incomplete = True
         return {}

@@ -30,8 +30,8 @@ def resolve(
     """The folder of a local path or, downloaded into Hugging Face's cache, of a repo `owner/name`.
 
     `revision`: a branch, tag or commit of the repo. `config_only`: of a repo, config.json alone is
-    downloaded. Raises UserError saying what to do when the
-    path does not exist, the repo is gated or unknown, or there is no network.
+    downloaded. Raises UserError saying what to do when the path does not exist, the repo is gated
+    or unknown, or there is no network.
     """
     path = user_path(path_or_repo)
     if path.is_dir():

@@ -16,8 +16,8 @@ import mlx.core as mx
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.quantized import stored_type
-from mobilemoe_mlx.tensor_names import is_expert_matrix, packed_names, split_int4_name
+from mobilemoe_mlx.quantized import rounding, stored_type
+from mobilemoe_mlx.tensor_names import is_expert_matrix, mlx_parts, packed_names
 
 
 class Layout(enum.Enum):
@@ -107,15 +107,14 @@ def to_mlx(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of any layout under the names and in the forms of `Model`'s parameters; exact."""
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if (split := split_int4_name(name)) is None:
-            out[module_name(name)] = tensor
-        elif split[1] == "qweight":
-            module, _, scale_name = split
-            scale = tensors[scale_name]
-            words = (*tensor.shape[:-1], tensor.shape[-1] // 4)
-            out[f"{module}.weight"] = Tensor("U32", words, _computed(_affine_codes, tensor))
-            out[f"{module}.scales"] = scale
-            out[f"{module}.biases"] = scale._replace(read=_computed(int4.affine_biases, scale))
+        for target, part in mlx_parts(name).items():
+            if part == "codes":
+                words = (*tensor.shape[:-1], tensor.shape[-1] // 4)
+                out[target] = Tensor("U32", words, _computed(int4.affine_codes, tensor))
+            elif part == "biases":
+                out[target] = tensor._replace(read=_computed(int4.affine_biases, tensor))
+            else:
+                out[target] = tensor
     return out
 
 
@@ -148,8 +147,7 @@ def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         rows, columns = tensor.shape[:-1], tensor.shape[-1]
         qweight, weight_scale = packed_names(name)
-        codes = _computed(_by_rows(lambda w: int4.pack(int4.quantize(w)[0])), tensor)
-        scale = _computed(_by_rows(_checked_scales(name)), tensor)
+        codes, scale = (_computed(_by_rows(f), tensor) for f in rounding(name))
         out[qweight] = Tensor("U8", (*rows, columns // 2), codes)
         out[weight_scale] = Tensor("F16", (*rows, columns // GROUP_SIZE), scale)
     return out
@@ -173,10 +171,6 @@ def _computed(function: Callable[[mx.array], mx.array], source: Tensor) -> Calla
         return result
 
     return read
-
-
-def _affine_codes(qweight: mx.array) -> mx.array:
-    return int4.to_affine(int4.Packed(qweight, mx.zeros((1,), mx.float16))).weight
 
 
 def _packed_codes(weight: mx.array) -> mx.array:
@@ -213,12 +207,3 @@ def _by_rows(function: Callable[[mx.array], mx.array]) -> Callable[[mx.array], m
         return mx.concatenate(blocks)
 
     return apply
-
-
-def _checked_scales(name: str) -> Callable[[mx.array], mx.array]:
-    def scales(weight: mx.array) -> mx.array:
-        scale = int4.quantize(weight)[1]
-        int4.check_scales(name, scale)
-        return scale
-
-    return scales

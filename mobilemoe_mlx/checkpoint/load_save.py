@@ -23,6 +23,7 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import as_quantized, int4_model, stored_type
+from mobilemoe_mlx.tensor_names import is_always_float32
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -113,8 +114,8 @@ def _plain(dtype: mx.Dtype) -> str:
 
 
 def _for_compute(name: str, tensor: Tensor, dtype: mx.Dtype) -> Tensor:
-    if dtype != mx.float32 and name.endswith((".router.weight", ".expert_bias")):
-        return tensor  # computed in float32 whatever the rest is
+    if dtype != mx.float32 and is_always_float32(name):
+        return tensor
     return layouts.cast(tensor, FORMAT_NAMES[dtype])
 
 

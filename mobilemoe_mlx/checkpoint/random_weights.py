@@ -1,14 +1,12 @@
 """Write a checkpoint of exactly the published layout and size, with random weights.
 
 Meta's checkpoints cannot be shipped; memory and speed are measured on these.
-Run: python -m mobilemoe_mlx.checkpoint.random_weights --preset S --layout int4 --output DIR
+`benchmarks/random_checkpoint.py` is the command.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import zlib
 from pathlib import Path
 
@@ -18,8 +16,7 @@ import numpy as np
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout, expected_tensors
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor
-from mobilemoe_mlx.config import PRESETS, ModelArgs, preset
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.quantized import as_quantized
 
 _STD = 0.02  # of the weights: Llama's initializer_range
@@ -67,32 +64,3 @@ def _random_tensor(name: str, dtype: str, shape: tuple[int, ...], seed: int) -> 
 
 
 _TYPES = {name: dtype for dtype, name in FORMAT_NAMES.items()}
-
-
-def main() -> int:
-    """Parse the command line and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--preset", default="S", help=f"one of {', '.join(PRESETS)} (default: S)")
-    parser.add_argument("--layout", choices=("int4", "bf16"), default="int4")
-    parser.add_argument("--output", required=True, help="the folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-bytes", type=int, default=MAX_SHARD_BYTES)
-    options = parser.parse_args()
-    try:
-        write_random_checkpoint(
-            options.output,
-            preset(options.preset),
-            options.seed,
-            quantized=options.layout == "int4",
-            max_shard_bytes=options.shard_bytes,
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for path in sorted(Path(options.output).glob("*.safetensors")):
-        print(f"{path}: {path.stat().st_size:,} bytes")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,6 +15,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.config import MLX_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import resolved
+from mobilemoe_mlx.quantized import as_quantized
 from mobilemoe_mlx.tokenizer_config import plain_settings
 
 MODEL_FILE = "mobilemoe_model.py"
@@ -68,12 +69,7 @@ def convert(
     if quantize:
         if checkpoint.layout is not Layout.FLOAT:
             raise UserError(f"{source} is INT4 already: convert it without quantising.")
-        checkpoint = dataclasses.replace(
-            checkpoint,
-            args=dataclasses.replace(checkpoint.args, quantized=True),
-            layout=Layout.INT4,
-            tensors=layouts.rounded(checkpoint.tensors),
-        )
+        checkpoint = published_int4(checkpoint)
     config = published_config(checkpoint.args, checkpoint.config)
     metadata = checkpoint.metadata
     extra_files = {}
@@ -103,6 +99,22 @@ def convert(
     )
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     return Converted(layouts.layout_of(tensors), len(tensors), nbytes)
+
+
+def published_int4(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of any layout with its tensors under the published INT4 names and forms.
+
+    One of BF16 is rounded to nearest, which loses; the others are exact. Nothing is computed until
+    a tensor is read.
+    """
+    if checkpoint.layout is Layout.FLOAT:
+        tensors = layouts.rounded(checkpoint.tensors)
+    elif checkpoint.layout is Layout.MLX_INT4:
+        tensors = layouts.to_published(checkpoint.tensors)
+    else:
+        tensors = checkpoint.tensors
+    args = as_quantized(checkpoint.args)
+    return dataclasses.replace(checkpoint, args=args, layout=Layout.INT4, tensors=tensors)
 
 
 def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:

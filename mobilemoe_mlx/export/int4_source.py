@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.checkpoint.rewrite import published_int4
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.quantized import as_quantized
 
 
 def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
@@ -32,16 +30,9 @@ def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
                 f"{folder} is BF16, and packages hold INT4: add --quantize to round it to nearest, "
                 "or export the checkpoint of its QAT stage, which loses less."
             )
-        tensors = layouts.rounded(checkpoint.tensors)
     elif quantize:
         raise UserError(f"{folder} is INT4 already: export it without --quantize.")
-    elif checkpoint.layout is Layout.MLX_INT4:
-        tensors = layouts.to_published(checkpoint.tensors)
-    else:
-        tensors = checkpoint.tensors
-    return dataclasses.replace(
-        checkpoint, args=as_quantized(checkpoint.args), layout=Layout.INT4, tensors=tensors
-    )
+    return published_int4(checkpoint)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import end_tokens, files
 from mobilemoe_mlx.checkpoint import hub, load_save
-from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.quantized import dequantize_parameters
 from mobilemoe_mlx.tokenizer import CHAT_TEMPLATE, eos_token_ids
@@ -95,7 +95,9 @@ def model_args(
     ends.update(run.record().get("model", {}).get("eos_token_id", ()))
     models = [folder.model for folder in run.stages.values() if folder.is_finished]
     for folder in [*models, *([hub.resolve(init)] if init is not None else [])]:
-        ends.update(_ends(folder))
+        config = read_config(folder)
+        named = end_tokens.token_ids("config.json: eos_token_id", config.get("eos_token_id"))
+        ends.update(end_tokens.of_folder(folder, named, args.vocab_size))
     return dataclasses.replace(
         args,
         bos_token_id=tokenizer.bos_token_id,
@@ -154,16 +156,6 @@ def initial_parameters(init: str, args: ModelArgs) -> dict[str, Any]:
                 )
             )
     return dequantize_parameters(model) if model.args.quantized else model.parameters()
-
-
-def _ends(folder: Path) -> set[int]:
-    """The end tokens that a checkpoint's config.json and generation_config.json name."""
-    found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            ids = files.read_json(folder / name).get("eos_token_id")
-            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return found
 
 
 def checkpoint_digest(folder: Path) -> str:

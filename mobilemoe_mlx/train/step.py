@@ -16,13 +16,11 @@ from mobilemoe_mlx.data.packing import PADDING, Batch
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import fake_quantize_parameters
+from mobilemoe_mlx.tensor_names import is_always_float32
 from mobilemoe_mlx.train import balancing
 from mobilemoe_mlx.train.loss import LossSums, loss_sums
 from mobilemoe_mlx.train.optimizer import learning_rate, make_optimizer
 from mobilemoe_mlx.train.recipe import StageConfig
-
-# The router and its biases are computed in float32 whatever the compute type (docs/model.md).
-_FLOAT32_ALWAYS = ("router.weight", "expert_bias")
 
 
 class StepResult(NamedTuple):
@@ -158,7 +156,7 @@ class Trainer:
         dtype = getattr(mx, self.config.compute.dtype)
 
         def cast(name: str, weight: mx.array) -> mx.array:
-            return weight if name.endswith(_FLOAT32_ALWAYS) else weight.astype(dtype)
+            return weight if is_always_float32(name) else weight.astype(dtype)
 
         return tree_map_with_path(cast, parameters), biases
 

@@ -1,14 +1,13 @@
-"""Greedy text of a package against MLX's."""
+"""Greedy text of a package against that of an engine, which is the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.engines import Engine
 from mobilemoe_mlx.numerics.measures import TensorError
 from mobilemoe_mlx.numerics.tolerance import GREEDY_GAP, Arithmetic, Limit, limit
 from mobilemoe_mlx.verify.calls import plan
@@ -21,11 +20,11 @@ class GreedyCheck:
 
     prompt: int  # tokens
     generated: tuple[int, ...]  # by the package, up to the first difference
-    expected: tuple[int, ...]  # by MLX
+    expected: tuple[int, ...]  # by the reference
     difference: TensorError | None  # of the logits where they part; None: they do not
-    gap: float  # by which MLX's likeliest token leads the package's there, over the logits' RMS
+    gap: float  # by which the reference's likeliest token leads the package's there, over the logits' RMS
     limit: Limit
-    finite: bool = True  # all logits, of both
+    finite: bool = True  # all logits of the package
 
     @property
     def passed(self) -> bool:
@@ -39,40 +38,42 @@ class GreedyCheck:
 
 
 def compare_greedy(
-    session: Session, model: Model, prompt: Sequence[int], count: int, arithmetic: Arithmetic
+    session: Session, engine: Engine, prompt: Sequence[int], count: int, arithmetic: Arithmetic
 ) -> GreedyCheck:
-    """Continue `prompt` by up to `count` most likely tokens, fewer at the end of the context."""
+    """Continue `prompt` by up to `count` most likely tokens, fewer at the end of the context.
+
+    Raises DamagedModel when the logits of `engine`, the reference, are not finite.
+    """
     count = min(count, session.context - len(prompt))
     session.reset()
-    cache = model.make_cache()
+    reference = engine.session()
     for call in plan(len(prompt), len(prompt), session.block, session.context):
         part = prompt[call.start : call.start + call.length]
         mine = session.feed(part, call.start, call.is_decode).logits
-    theirs = model(mx.array([prompt]), cache)[0, -1]
+    theirs = reference.feed(prompt)[-1]
     generated: list[int] = []
     expected: list[int] = []
     difference, gap, finite = None, 0.0, True
     for position in range(len(prompt), len(prompt) + count):
         generated.append(int(mine[-1].argmax()))
-        expected.append(int(mx.argmax(theirs).item()))
-        if not (np.isfinite(mine[-1]).all() and mx.isfinite(theirs).all().item()):
+        expected.append(int(theirs.argmax()))
+        if not np.isfinite(mine[-1]).all():
             finite = False
             break
         if generated[-1] != expected[-1]:
-            reference = np.array(theirs.astype(mx.float32))
-            difference = TensorError.between(mine[-1:], reference[None])
-            lead = reference[expected[-1]] - reference[generated[-1]]
-            gap = float(lead / np.sqrt(np.mean(np.square(reference))))
+            difference = TensorError.between(mine[-1:], theirs[None])
+            lead = theirs[expected[-1]] - theirs[generated[-1]]
+            gap = float(lead / np.sqrt(np.mean(np.square(theirs))))
             break
         if position + 1 < len(prompt) + count:
             mine = session.feed(generated[-1:], position, True).logits
-            theirs = model(mx.array([generated[-1:]]), cache)[0, -1]
+            theirs = reference.feed(generated[-1:])[-1]
     return GreedyCheck(
         prompt=len(prompt),
         generated=tuple(generated),
         expected=tuple(expected),
         difference=difference,
         gap=gap,
-        limit=limit(arithmetic, len(model.layers)),
+        limit=limit(arithmetic, engine.args.num_hidden_layers),
         finite=finite,
     )

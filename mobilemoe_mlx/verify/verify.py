@@ -14,6 +14,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
 from mobilemoe_mlx.files import resolved, user_path
@@ -98,7 +99,8 @@ def verify_package(
         for job in (job for job in jobs if job.arithmetic == arithmetic):
             progress.begin(job.text)
             if job.case == GREEDY:
-                greedy = compare_greedy(session, model, tokens, greedy_tokens, arithmetic)
+                engine = MLXEngine(model, folder)
+                greedy = compare_greedy(session, engine, tokens, greedy_tokens, arithmetic)
             else:
                 judgements.append(
                     run_case(

@@ -16,8 +16,8 @@ from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.helper import block_context_manager
 from coremltools.converters.mil.mil.passes.pass_registry import register_pass
 
+from mobilemoe_mlx.config import NORMALIZE_EPS
 from mobilemoe_mlx.export.coreml import moe_op  # noqa: F401 (registers the op)
-from mobilemoe_mlx.export.coreml.custom.model_parameters import NORMALIZE_EPS
 from mobilemoe_mlx.export.coreml.expert_blocks import block_rows, most_blocks
 from mobilemoe_mlx.export.coreml.int4_matmul import packed_matmul
 

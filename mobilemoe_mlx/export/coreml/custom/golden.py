@@ -19,11 +19,10 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx.checkpoint.tensor_file import from_array, write_file
-from mobilemoe_mlx.config import ModelArgs, RopeScaling
+from mobilemoe_mlx.config import NORMALIZE_EPS, ModelArgs, RopeScaling
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom import reference as reference
 from mobilemoe_mlx.export.coreml.custom.contract import Entry, LayerClass
-from mobilemoe_mlx.export.coreml.custom.model_parameters import NORMALIZE_EPS
 from mobilemoe_mlx.model import rope_periods
 
 Arrays = dict[str, np.ndarray]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-
-NORMALIZE_EPS = 1e-20  # added to the sum of the selected scores (docs/model.md, "MoE")
+from mobilemoe_mlx.config import GROUP_SIZE, NORMALIZE_EPS, ModelArgs
 
 
 def model_parameters(args: ModelArgs) -> dict[str, Any]:
