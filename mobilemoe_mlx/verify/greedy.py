@@ -22,7 +22,8 @@ class GreedyCheck:
     generated: tuple[int, ...]  # by the package, up to the first difference
     expected: tuple[int, ...]  # by the reference
     difference: TensorError | None  # of the logits where they part; None: they do not
-    gap: float  # by which the reference's likeliest token leads the package's there, over the logits' RMS
+    # By which the reference's likeliest token leads the package's there, over the logits' RMS.
+    gap: float
     limit: Limit
     finite: bool = True  # all logits of the package
 
