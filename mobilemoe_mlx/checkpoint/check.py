@@ -66,6 +66,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = files.user_path(folder)
     checkpoint, problems = _inspect(folder)
     if problems or checkpoint is None:
+        if (why := unfinished(folder)) is not None:
+            problems.insert(0, why)
         raise _error(folder, problems)
     return checkpoint
 
@@ -132,13 +134,6 @@ class _Found:
 def _inspect(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if not folder.is_dir():
         return None, [f"there is no folder {folder}"]
-    checkpoint, problems = _inspect_files(folder)
-    if problems and (why := unfinished(folder)) is not None:
-        problems.insert(0, why)
-    return checkpoint, problems
-
-
-def _inspect_files(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     problems: list[str] = []
     config: dict[str, Any] = {}
     args = None

@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten
 
 from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check, check_scales, open_checkpoint
-from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
 from mobilemoe_mlx.checkpoint.hub import resolve
 from mobilemoe_mlx.checkpoint.layouts import Layout
@@ -73,8 +72,6 @@ def _load(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Model:
     is_int4 = checkpoint.layout is not Layout.FLOAT
     dtype = _compute_type(dtype, is_int4)
     check_scales(checkpoint)
-    # An expert whose score is NaN is never selected: no logit would show it.
-    check_finite(checkpoint, is_always_float32)
     model = int4_model(checkpoint.args, dtype) if is_int4 else Model(checkpoint.args)
     tensors = layouts.to_mlx(checkpoint.tensors)
     if not is_int4:

@@ -84,10 +84,10 @@ def _first_difference(tokenizer: ChatTokenizer, theirs: list[int], ours: list[in
     def words(tokens: list[int]) -> str:
         return repr(tokenizer.decode(tokens)) if tokens else "nothing"
 
-    before = f"after {words(ours[max(0, place - 6) : place])}" if place else "at its beginning"
+    before = f"after {words(ours[max(0, place - 16) : place])}" if place else "at its beginning"
     return (
-        f"{before} the template writes {words(theirs[place : place + 6])}, and training "
-        f"{words(ours[place : place + 6])}"
+        f"{before} the template writes {words(theirs[place : place + 8])}, and training "
+        f"{words(ours[place : place + 8])}"
     )
 
 

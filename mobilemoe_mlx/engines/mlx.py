@@ -12,12 +12,14 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generation_stream, wired_limit
 from mlx_lm.models.cache import trim_prompt_cache
 
-from mobilemoe_mlx.checkpoint.damage import non_finite_error
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.checkpoint.damage import check_finite, non_finite_error
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.engines import engine
 from mobilemoe_mlx.engines.engine import Engine, Progress, Session
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.sampling import Sampler
+from mobilemoe_mlx.tensor_names import is_always_float32
 
 _CLEAR_EVERY = 256  # tokens between two times that MLX's unused buffers are given back (mlx-lm's)
 
@@ -31,6 +33,8 @@ class MLXEngine(Engine):
     @classmethod
     def open(cls, folder: Path, *, dtype: mx.Dtype | None = None) -> MLXEngine:  # type: ignore[override]
         """Load `folder`; `dtype` is the type of activations, as in `load_model`."""
+        # An expert whose score is NaN is never selected: no logit would show it.
+        check_finite(open_checkpoint(folder), is_always_float32)
         return cls(load_model(folder, dtype), folder)
 
     def describe(self) -> str:

@@ -238,9 +238,9 @@ def test_a_template_of_another_format_is_told_once(
     other.chat_template = CHAT_TEMPLATE.replace("<|header_end|>\\n\\n", "<|header_end|>\\n")
     difference = template_difference(other)
     assert difference is not None
-    assert "after '<|begin_of_text|><|header_start|>system<|header_end|>' the" in difference
-    assert r"writes '\nBe" in difference
-    assert r"training '\n\nB" in difference
+    assert r"after '<|begin_of_text|><|header_start|>system<|header_end|>\n' the" in difference
+    assert "writes 'Be br" in difference
+    assert r"training '\nBe br" in difference
     conversation.tokenizer = other
     _, notes, _ = talk(conversation, "one", "two")
     assert notes.count("differs from the format that MobileMoE is trained in") == 1
