@@ -76,7 +76,7 @@ class LocalRecords:
         self._ends = list(accumulate(len(part) for part in self.files))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
     def read(self, index: int) -> Record | Reason:
         """The record `index`, counted from 0, or why it has no content; raises BadRecord."""
@@ -144,6 +144,15 @@ def identity(path: Path) -> Identity:
 
 def open_files(config: SourceConfig, paths: Iterable[Path]) -> LocalRecords:
     """The records of a source's files; raises UserError where they cannot be read or are none."""
+    records = records_of(config, paths)
+    if len(records) == 0:
+        names = ", ".join(str(file.path) for file in records.files)
+        raise UserError(f"source '{config.name}' is empty: {names}")
+    return records
+
+
+def records_of(config: SourceConfig, paths: Iterable[Path]) -> LocalRecords:
+    """The records of a source's files, even if there are none; raises UserError as `open_files`."""
     paths = list(paths)
     known = {".jsonl", ".parquet", ".txt"}
     if strange := sorted({path.suffix for path in paths if path.suffix.lower() not in known}):
@@ -151,10 +160,7 @@ def open_files(config: SourceConfig, paths: Iterable[Path]) -> LocalRecords:
             f"source '{config.name}': files must all be .jsonl, .parquet or .txt, not "
             f"{', '.join(suffix or 'without suffix' for suffix in strange)}"
         )
-    records = LocalRecords(config, (_open(path, config) for path in paths))
-    if len(records) == 0:
-        raise UserError(f"source '{config.name}' is empty: {', '.join(map(str, paths))}")
-    return records
+    return LocalRecords(config, (_open(path, config) for path in paths))
 
 
 def _open(path: Path, config: SourceConfig) -> RecordFile:

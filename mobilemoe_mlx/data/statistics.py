@@ -57,7 +57,7 @@ class SourceStatistics:
             "epochs": self.epochs,
             "truncated": self.truncated,
             "tokens_cut": self.tokens_cut,
-            "skipped": dict(sorted(self.skipped.items())),
+            "skipped": {str(reason): n for reason, n in sorted(self.skipped.items())},
         }
 
     @classmethod

@@ -102,9 +102,12 @@ def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (record["sources"][0]["found"], record["sources"][1]["found"]) == (0, None)
     assert "data.folder says where" in text and "someone/pages" in text
     (tmp_path / "a.jsonl").write_text("{}\n")
-    (tmp_path / "b.jsonl").write_text("{}\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text": ""}\n')
     record, text = info(capsys, path)
-    assert (record["sources"][0]["found"], record["sources"][0]["bytes"]) == (2, 6)
+    notes = record["sources"][0]
+    assert (notes["found"], notes["bytes"], notes["records"]) == (2, 30, 3)
+    assert notes["left_out"] == {"bad record": 1, "empty": 1}
+    assert f"The first bad record: line 1 of {tmp_path / 'a.jsonl'} has no field 'text'" in text
     assert "75.0%" in text and "data.folder" not in text
 
 
