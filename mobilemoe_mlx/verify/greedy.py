@@ -64,7 +64,7 @@ def compare_greedy(
         if generated[-1] != expected[-1]:
             difference = TensorError.between(mine[-1:], theirs[None])
             lead = theirs[expected[-1]] - theirs[generated[-1]]
-            gap = float(lead / np.sqrt(np.mean(np.square(theirs))))
+            gap = float(lead / np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
             break
         if position + 1 < len(prompt) + count:
             mine = session.feed(generated[-1:], position, True).logits
