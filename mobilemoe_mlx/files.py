@@ -41,9 +41,13 @@ def user_path(text: str | Path) -> Path:
 def resolved(text: str | Path) -> Path:
     """`user_path(text)` made absolute, its links followed; it need not exist.
 
-    Raises UserError for a text that cannot be a path, and for a link that leads to itself.
+    Raises UserError for a text that cannot be a path, for a link that leads to itself, and for
+    `~user` where there is neither a user nor a folder of that name.
     """
     path = user_path(text)
+    first = path.parts[0] if path.parts else ""
+    if first.startswith("~") and not Path(first).exists():
+        raise UserError(f"{path}: there is neither a user {first[1:]} nor a folder {first}.")
     try:
         return path.resolve()
     except RuntimeError:  # of Python before 3.13
