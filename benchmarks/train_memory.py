@@ -1,4 +1,4 @@
-"""Peak memory of training, in bytes a parameter, by MLX's own count of its allocations.
+"""Peak memory of training, in bytes per parameter, by MLX's own count of its allocations.
 
 Run: python benchmarks/train_memory.py [--hidden 512] [--layers 4] [--dtype bfloat16]. Trains two
 steps of a model of the family's shape, with activation checkpointing, on random tokens: once with
@@ -64,7 +64,7 @@ def main() -> None:
         peak = mx.get_peak_memory()
         print(
             f"{parameters / 1e6:.0f} M parameters, {options.dtype}, {ROWS // micro} micro-batches: "
-            f"peak {peak / 1e9:.2f} GB, {peak / parameters:.1f} bytes a parameter"
+            f"peak {peak / 1e9:.2f} GB, {peak / parameters:.1f} bytes per parameter"
         )
         del trainer
 

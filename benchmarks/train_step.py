@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROWS = {"tiny": (16, 256), "S": (2, 256)}  # rows and tokens a row
+ROWS = {"tiny": (16, 256), "S": (2, 256)}  # rows and tokens per row
 VECTOR_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd")
 
 

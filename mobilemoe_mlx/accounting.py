@@ -67,7 +67,7 @@ def account(args: ModelArgs, context: int | None = None) -> Accounting:
         total_parameters=total,
         active_parameters=total - idle,
         bf16_bytes=2 * total,
-        # Two codes a byte and a float16 scale a group; routers float32, vectors bfloat16.
+        # Two codes per byte and a float16 scale per group; routers float32, vectors bfloat16.
         int4_bytes=packed // 2 + packed // GROUP_SIZE * 2 + 4 * routers + 2 * vectors,
         int4_bytes_paper=_int4_bytes_paper(packed, embedding, routers, vectors),
         kv_bytes_per_token={name: kv_numbers * size for name, size in KV_CACHE_TYPES.items()},

@@ -1,7 +1,7 @@
 """The published INT4 format: pack, unpack, quantise, fake-quantise, and the exact MLX form.
 
 Symmetric INT4 in groups of 32 along the last axis: value = code x scale, code in -8..7, float16
-scale, two codes a byte, low nibble first, two's complement (config.json `quantization`).
+scale, two codes per byte, low nibble first, two's complement (config.json `quantization`).
 """
 
 from __future__ import annotations

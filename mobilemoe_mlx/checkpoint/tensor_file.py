@@ -20,7 +20,7 @@ from mobilemoe_mlx.errors import UserError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
-# Format name -> bytes an element (the format's list of types).
+# Format name -> bytes per element (the format's list of types).
 ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -52,7 +52,7 @@ class DamagedFile(UserError):
 
 
 class Tensor(NamedTuple):
-    """A tensor that is read or computed when asked for, and held by nobody."""
+    """A tensor that is read or computed when asked for, and not kept afterwards."""
 
     dtype: str  # a key of MLX_TYPES (any of ITEM_BYTES in a header that is not yet checked)
     shape: tuple[int, ...]

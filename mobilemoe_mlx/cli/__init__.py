@@ -1,1 +1,1 @@
-"""The `mobilemoe` command line: one file a command, no logic in any of them."""
+"""The `mobilemoe` command line: a file for each command, no logic in any of them."""

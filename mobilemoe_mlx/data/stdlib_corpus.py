@@ -63,6 +63,6 @@ def _characters(record: dict[str, Any]) -> int:
 
 
 def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write one record a line."""
+    """Write one record per line."""
     lines = (json.dumps(record) + "\n" for record in records)
     files.write(path, "".join(lines).encode())

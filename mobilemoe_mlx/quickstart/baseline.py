@@ -16,7 +16,7 @@ _COUNTED_TOKENS = 100_000
 
 
 def unigram_loss(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) -> float:
-    """Cross-entropy (nats a target) of token frequencies on the stage's held-out targets.
+    """Cross-entropy (nats per target) of token frequencies on the stage's held-out targets.
 
     Frequencies: of the first 100,000 targets of the stage's training data, plus one each.
     """

@@ -79,9 +79,9 @@ def _headline(numbers: Figures) -> str:
         speed.append(f"{numbers.decode_tokens_per_second:,.0f} tokens/s in INT4 answers")
     speed.append(f"{_duration(sum(numbers.seconds.values()))} in all")
     rows = [
-        ["held-out loss, nats a token (bits a byte)", ", ".join(losses)],
+        ["held-out loss, nats per token (bits per byte)", ", ".join(losses)],
         [
-            "cost of INT4, nats a token",
+            "cost of INT4, nats per token",
             f"**{after:+.3f}** after QAT; {nearest:+.3f} when only rounded",
         ],
         [
@@ -111,10 +111,10 @@ def _losses(results: Results, numbers: Figures) -> str:
         for name, stage in numbers.stages.items()
     ]
     head = ["stage", "tokens", "context", "peak rate", "unigram", "before", "after"]
-    head.append("bits a byte")
+    head.append("bits per byte")
     return (
-        "Held-out cross-entropy, nats a token (SFT and QAT: of the answers only), against guessing "
-        "by frequency alone. Bits a byte of text do not depend on the vocabulary.\n\n"
+        "Held-out cross-entropy, nats per token (SFT and QAT: of the answers only), against "
+        "guessing by frequency alone. Bits per byte of text do not depend on the vocabulary.\n\n"
         f"{_table(head, rows)}\n\n![losses](losses.png)"
     )
 

@@ -26,7 +26,7 @@ class Results:
     corpus: dict[str, Any]  # statistics of data.stdlib_corpus
     training: Path  # the run's folder
     model_folder: Path  # the INT4 checkpoint
-    unigram: dict[str, float]  # stage -> nats a target
+    unigram: dict[str, float]  # stage -> nats per target
     target_bytes: dict[str, float]  # stage -> bytes of text of an average held-out target
     samples: list[Sample]
     exported: Exported
@@ -36,7 +36,7 @@ class Results:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """A stage of training. Losses: held-out, nats a target; in SFT and QAT, of answers alone."""
+    """A stage of training. Losses: held-out, nats per target; in SFT and QAT, of answers alone."""
 
     tokens: int
     loss_before: float
@@ -54,7 +54,7 @@ class Figures:
     """The report's numbers."""
 
     stages: dict[str, StageFigures]
-    loss_bf16: float  # nats a target on the held-out answers, before QAT
+    loss_bf16: float  # nats per target on the held-out answers, before QAT
     loss_nearest_int4: float  # the same weights, rounded to nearest
     loss_qat_int4: float  # after QAT
     total_parameters: int

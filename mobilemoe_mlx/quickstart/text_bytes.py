@@ -36,5 +36,5 @@ def bytes_per_target(batches: Iterable[Batch], sizes: np.ndarray) -> float:
 
 
 def bits_per_byte(nats_per_target: float, target_bytes: float) -> float:
-    """A loss in bits a byte of text, where an average target has `target_bytes` bytes."""
+    """A loss in bits per byte of text, where an average target has `target_bytes` bytes."""
     return nats_per_target / math.log(2) / target_bytes

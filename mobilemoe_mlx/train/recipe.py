@@ -38,7 +38,7 @@ class DataConfig:
     """What a stage reads."""
 
     mixture: str  # mixture file
-    context: Count  # tokens a row
+    context: Count  # tokens per row
     document_mask: bool = False  # keep attention within each packed document
     folder: str = ""  # base folder of a mixture's local files; empty: the mixture file's folder
     heldout: tuple[str, ...] = ()  # local files, or a mixture file, to evaluate on; none: do not
@@ -89,7 +89,7 @@ class StageConfig:
     batch_size: Count  # rows per optimiser step, over all processes
     tokens: CountOrZero = 0  # positions to train on, over all processes; or
     epochs: NotNegative = 0.0  # passes over the local sources: exactly one of the two is given
-    micro_batch_size: CountOrZero = 0  # rows a process computes at a time; 0: all of its rows
+    micro_batch_size: CountOrZero = 0  # rows that a process computes at a time; 0: all of its rows
     quantize: bool = False  # train the INT4 form (QAT)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
