@@ -4,10 +4,11 @@ Run: python benchmarks/coreml_on_device.py PACKAGE [--units CPU_ONLY ...] [--pro
 [--generate 64] [--repeats 3]
 
 Prints one line for each choice: seconds to load both functions and to make the first call of each,
-tokens per second of prefill, seconds to the first token of the prompt, tokens per second of
-decode, and the peak of resident memory above a Python process that has imported the same modules. Each choice
-runs in a process of its own: the peak of a process never falls again. The prompt is random tokens,
-because repeated ones would route to few experts. A Mac is no phone: compare choices, not devices.
+tokens per second of prefill, seconds to the first token of the prompt, tokens per second of decode,
+and the peak of resident memory above a Python process that has imported the same modules. Each
+choice runs in a process of its own: the peak of a process never falls again. The prompt is random
+tokens, because repeated ones would route to few experts. A Mac is no phone: compare choices, not
+devices.
 """
 
 from __future__ import annotations
