@@ -54,6 +54,20 @@ def resolved(text: str | Path) -> Path:
         raise UserError(f"{path} is a link that leads to itself.") from None
 
 
+def output_folder(text: str | Path) -> Path:
+    """The folder that `text` names, which need not exist yet; for a check before the work starts.
+
+    Raises UserError where a file, or a link that leads nowhere, is in its place or above it.
+    """
+    path = user_path(text)
+    for place in (path, *path.parents):
+        if place.is_dir():
+            break
+        if os.path.lexists(place):
+            raise UserError(f"{place} is a file: choose another name for the folder {text}.")
+    return path
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file's text without its byte-order mark, line ends as "\\n".
 

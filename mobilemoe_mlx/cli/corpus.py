@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 EXAMPLES = (
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 
     check_json(args.json)
-    statistics = build_stdlib_corpus(args.folder)
+    statistics = build_stdlib_corpus(files.output_folder(args.folder))
     write_json(args.json, statistics)
     if not prints_json(args.json):
         for name, value in statistics.items():

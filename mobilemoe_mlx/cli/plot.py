@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 EXAMPLES = (
@@ -24,6 +25,8 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.train.plot import curves, plot_run
 
     check_json(args.json)
+    if args.output is not None:
+        files.output_folder(args.output)
     pictures = plot_run(args.run, args.output)
     record = {"pictures": [str(path) for path in pictures], "stages": curves(args.run)}
     write_json(args.json, record)

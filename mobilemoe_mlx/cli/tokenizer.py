@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 EXAMPLES = (
@@ -33,8 +34,9 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.tokenizer import train_tokenizer
 
     check_json(args.json)
+    output = files.output_folder(args.output)
     texts = itertools.chain.from_iterable(corpus_texts(file) for file in args.files)
-    counts = train_tokenizer(texts, args.vocab_size, args.output)
+    counts = train_tokenizer(texts, args.vocab_size, output)
     write_json(args.json, {"output": args.output, **counts})
     if not prints_json(args.json):
         print(

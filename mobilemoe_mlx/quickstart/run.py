@@ -65,7 +65,7 @@ def quickstart(
     `overrides`: as for `mobilemoe train`. Raises UserError when `run` exists, unless `overwrite`,
     and when the exported package does not compute what the model does.
     """
-    folder = files.resolved(run)
+    folder = files.resolved(files.output_folder(run))
     corpus, tokenizer_folder = folder / "corpus", folder / "tokenizer"
     config = load_recipe(
         recipe, [f"tokenizer.path='{tokenizer_folder}'", f"data.folder='{corpus}'", *overrides]

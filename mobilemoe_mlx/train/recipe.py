@@ -173,6 +173,11 @@ def find_recipe(name: Path | str) -> Path:
     for folder in (package / "recipes", package.parent / "recipes"):  # installed; in a checkout
         if (found := folder / f"{path.stem}.toml").exists():
             return found
+    if path.parent == Path() and not path.suffix and not path.exists():
+        raise UserError(
+            f"There is no recipe {name}{did_you_mean(str(name), PRESETS)}: give a file, or one of "
+            f"{', '.join(PRESETS)}."
+        )
     return path
 
 

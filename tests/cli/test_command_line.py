@@ -88,3 +88,28 @@ def test_a_full_disk_is_one_sentence() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND], stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (2, b"mobilemoe: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["corpus", "FILE"],
+        ["tokenizer", "train", __file__, "--vocab-size", "400", "--output", "FILE"],
+        ["plot", "run", "--output", "FILE/pictures"],
+        ["quickstart", "--run", "FILE"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_file_in_the_place_of_a_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told before any work."""
+    (tmp_path / "file").write_text("mine")
+    assert main([word.replace("FILE", str(tmp_path / "file")) for word in command]) == 2
+    assert f"mobilemoe: {tmp_path / 'file'} is a file: choose" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_misspelt_recipe_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tini"]) == 2
+    assert "no recipe tini (did you mean 'tiny'?)" in capsys.readouterr().err
