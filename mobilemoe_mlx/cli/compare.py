@@ -7,7 +7,6 @@ import sys
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
-from mobilemoe_mlx.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -50,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     check_json(args.json)
-    output = args.output
-    if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output {args.output}: a file; it must be a folder, or a new name.")
+    output = None if args.output is None else files.output_folder(args.output)
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.comparison import compare_checkpoint
     from mobilemoe_mlx.compare.table import as_text
