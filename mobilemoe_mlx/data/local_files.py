@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -178,6 +179,6 @@ def _open(path: Path, config: SourceConfig) -> RecordFile:
 
 
 def _nothing(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):  # which takes names that are too long
         return f"{path} is a folder: name its files, as in {path.name}/*.jsonl"
     return f"no file {path}"
