@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         to=args.to,
         quantize=args.quantize,
-        max_shard_bytes=args.shard_size or MAX_SHARD_BYTES,
+        max_shard_bytes=MAX_SHARD_BYTES if args.shard_size is None else args.shard_size,
         overwrite=args.overwrite,
     )
     record = {
