@@ -78,7 +78,7 @@ document_mask = true
 seed = 1
 """
 
-_WORDS = ("the", "cat", "dog", "bird", "sees", "finds", "a", "small", "red", "house", "tree", "and")
+WORDS = ("the", "cat", "dog", "bird", "sees", "finds", "a", "small", "red", "house", "tree", "and")
 
 
 def write_family(folder: Path, tokenizer_folder: Path) -> Path:
@@ -89,7 +89,7 @@ def write_family(folder: Path, tokenizer_folder: Path) -> Path:
     rng = random.Random(0)
 
     def sentence(words: int) -> str:
-        return " ".join(rng.choice(_WORDS) for _ in range(words))
+        return " ".join(rng.choice(WORDS) for _ in range(words))
 
     def text(count: int) -> list[dict[str, Any]]:
         return [{"text": sentence(rng.randrange(5, 40))} for _ in range(count)]
@@ -176,5 +176,5 @@ def mobilemoe(*arguments: Path | str, first: str = "") -> list[str]:
 def run_command(command: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
     """Run to the end, output captured."""
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(cache), timeout=120
+        command, capture_output=True, text=True, env=environment(cache), timeout=600
     )

@@ -189,7 +189,7 @@ def _blamed_on(recipe: Recipe, key: str) -> Iterator[None]:
     remedies = {
         "mixture": "name your own with `--set data.mixture=FILE`",
         "heldout": "name your own with `--set data.heldout=FILE`, or do without: "
-        "`--set data.heldout=[]`",
+        "`--set 'data.heldout=[]'`",
     }
     try:
         yield

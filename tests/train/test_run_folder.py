@@ -1,0 +1,356 @@
+"""A run's folder: begun only when all is well, found again by later stages, changed by nobody."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_fixtures import RECIPE, write_family
+
+from mobilemoe_mlx.config import read_config
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.train import disk_space, state
+from mobilemoe_mlx.train.metrics import read_metrics
+from mobilemoe_mlx.train.recipe import load_recipe
+from mobilemoe_mlx.train.run import train
+from mobilemoe_mlx.train.run_folder import StageFolder
+from mobilemoe_mlx.train.run_info import describe_run, is_run
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+
+@pytest.fixture
+def family(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    """A recipe with data of its own, which a test may edit."""
+    return write_family(tmp_path / "family", tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, recipe_path: Path) -> Path:
+    """A run whose pre-training is finished; do not write into it."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(load_recipe(recipe_path, stages=["pretrain"]), run)
+    return run
+
+
+@pytest.fixture
+def run(pretrained: Path, tmp_path: Path) -> Path:
+    """A copy of `pretrained`."""
+    return Path(shutil.copytree(pretrained, tmp_path / "run"))
+
+
+class Stop(Exception):
+    """What the tests raise inside a run."""
+
+
+@pytest.fixture
+def interrupted(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pre-training of `family` that stopped after its checkpoint of step 4."""
+    original = state.save
+
+    def save(*args: Any) -> Path:
+        if args[1].step == 6:
+            raise Stop
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save", save)
+        with pytest.raises(Stop):
+            train(load_recipe(family, stages=["pretrain"]), tmp_path / "run")
+    return tmp_path / "run"
+
+
+# --- before a run exists ----------------------------------------------------------------------
+
+
+def break_line(family: Path) -> None:
+    file = family.parent / "text.jsonl"
+    file.write_text(file.read_text() + '{"text": "cut o\n')
+
+
+def break_heldout(family: Path) -> None:
+    (family.parent / "heldout-text.jsonl").unlink()
+
+
+def break_mixture(family: Path) -> None:
+    mixture = family.parent / "text.toml"
+    mixture.write_text(mixture.read_text().replace("weight", "wieght"))
+
+
+def empty_source(family: Path) -> None:
+    (family.parent / "more-text.jsonl").write_text('{"text": " "}\n')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_line, r"pretrain\.data\.mixture: .*line 7 of .*text\.jsonl"),
+        (break_heldout, r"pretrain\.data\.heldout: .*heldout-text\.jsonl"),
+        (break_mixture, r"text\.toml.*wieght"),
+        (empty_source, r"source 'two' has no usable record"),
+    ],
+)
+def test_a_mistake_in_the_data_leaves_no_folder(
+    family: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+):
+    damage(family)
+    with pytest.raises(UserError, match=message):
+        train(load_recipe(family), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_a_later_stages_data_is_found_first(family: Path, tmp_path: Path):
+    (family.parent / "more-chat.jsonl").write_text("not JSON\n")
+    with pytest.raises(UserError, match=r"sft\.data\.mixture: .*line 1 of .*more-chat\.jsonl"):
+        train(load_recipe(family), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.heldout=none.jsonl", None),
+        (None, r"That is the recipe's choice: .*`--set 'data\.heldout=\[\]'`"),
+    ],
+)
+def test_errors_about_the_recipes_own_choices_name_the_override(
+    family: Path, tmp_path: Path, override: str | None, message: str | None
+):
+    break_heldout(family)
+    overrides = [override] if override else []
+    with pytest.raises(UserError) as error:
+        train(load_recipe(family, overrides, ["pretrain"]), tmp_path / "run")
+    if message is None:
+        assert "recipe's choice" not in str(error.value)
+    else:
+        with pytest.raises(UserError, match=message):
+            raise error.value
+
+
+def test_a_full_disk_is_foreseen(family: Path, tmp_path: Path, monkeypatch):
+    recipe = load_recipe(family, stages=["pretrain"])
+    said: list[str] = []
+    train(recipe, tmp_path / "there", say=said.append)
+    last = state.latest(tmp_path / "there" / "pretrain" / "checkpoints")
+    assert last is not None
+    size = disk_space.bytes_in(last)
+    assert f"checkpoints of {disk_space.gigabytes(size)[:3]}" in said[0]
+    # Two are kept, and one is written before another goes.
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(2.9 * size)))
+    with pytest.raises(UserError, match=r"needs up to .*free: .*`--set keep_checkpoints=1`"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(3.5 * size)))
+    train(recipe, tmp_path / "run")
+
+
+# --- later stages, and starting again ---------------------------------------------------------
+
+
+def without_tokenizer(recipe_path: Path) -> Path:
+    path = recipe_path.with_name("without.toml")
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_later_stage_finds_the_runs_tokenizer(recipe_path: Path, run: Path):
+    model = train(load_recipe(without_tokenizer(recipe_path), stages=["midtrain"]), run)
+    theirs = (run / "tokenizer" / "tokenizer.json").read_bytes()
+    assert (model / "tokenizer.json").read_bytes() == theirs
+
+
+def test_or_that_of_the_stage_before(recipe_path: Path, run: Path):
+    shutil.rmtree(run / "tokenizer")
+    train(load_recipe(without_tokenizer(recipe_path), stages=["midtrain"]), run)
+
+
+def test_a_checkpoints_tokenizer_wins_over_a_hub_default(
+    recipe_path: Path, pretrained: Path, tmp_path: Path
+):
+    path = recipe_path.with_name("hub.toml")
+    path.write_text(RECIPE + '[tokenizer]\npath = "nobody/has-this"\n')
+    recipe = load_recipe(path, stages=["midtrain"])
+    train(recipe, tmp_path / "run", init=str(pretrained / "pretrain" / "model"))
+
+
+def test_a_run_that_trained_nothing_may_begin_anew(family: Path, tmp_path: Path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("mobilemoe_mlx.train.step.Trainer.run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(load_recipe(family, stages=["pretrain"]), run)
+    assert state.latest(run / "pretrain" / "checkpoints") is not None
+    other = load_recipe(family, ["optimizer.peak_lr=2e-3", "data.context=16"], ["pretrain"])
+    train(other, run)
+    record = json.loads((run / "recipe.json").read_text())
+    assert record["stages"]["pretrain"]["data"]["context"] == 16
+
+
+def test_a_finished_stage_needs_no_checkpoints(recipe_path: Path, run: Path):
+    shutil.rmtree(run / "pretrain" / "checkpoints")
+    before = (run / "pretrain" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        train(load_recipe(recipe_path, stages=["pretrain"]), run)
+    train(load_recipe(recipe_path, stages=["pretrain"]), run, resume=True)
+    assert (run / "pretrain" / "metrics.jsonl").read_bytes() == before
+
+
+# --- what may not change ----------------------------------------------------------------------
+
+
+def test_changed_data_is_refused_by_name(family: Path, interrupted: Path):
+    file = family.parent / "more-text.jsonl"
+    text = file.read_text()
+    assert "cat" in text
+    file.write_text(text.replace("cat", "cow", 1))
+    recipe = load_recipe(family, stages=["pretrain"])
+    with pytest.raises(UserError, match=r"more-text\.jsonl .*has changed"):
+        train(recipe, interrupted, resume=True)
+    file.write_text(text)
+    train(recipe, interrupted, resume=True)
+
+
+def test_changed_heldout_data_is_refused_by_name(family: Path, interrupted: Path):
+    file = family.parent / "heldout-text.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace("cat", "cow", 1))
+    recipe = load_recipe(family, stages=["pretrain"])
+    with pytest.raises(UserError, match=r"the held-out file heldout-text\.jsonl differs"):
+        train(recipe, interrupted, resume=True)
+    file.write_text(text)
+    train(recipe, interrupted, resume=True)
+
+
+def test_a_changed_starting_point_is_refused(
+    recipe_path: Path, pretrained: Path, tmp_path: Path, monkeypatch
+):
+    recipe = load_recipe(recipe_path, stages=["midtrain"])
+    model = Path(shutil.copytree(pretrained / "pretrain" / "model", tmp_path / "model"))
+    original, saves = state.save, []
+
+    def save(*args: Any) -> Path:
+        if len(saves) == 3:
+            raise Stop
+        saves.append(args)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save", save)
+        with pytest.raises(Stop):
+            train(recipe, tmp_path / "run", init=str(model))
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"the checkpoint of --init differs"):
+        train(recipe, tmp_path / "run", init=str(model), resume=True)
+    train(recipe, tmp_path / "run", resume=True)  # its weights are not needed any more
+
+
+def test_what_ends_a_generation_survives(recipe_path: Path, pretrained: Path, tmp_path: Path):
+    model = Path(shutil.copytree(pretrained / "pretrain" / "model", tmp_path / "model"))
+    for name, ends in (("config.json", [2, 5, 77]), ("generation_config.json", [2, 78])):
+        content = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(content | {"eos_token_id": ends}))
+    recipe = load_recipe(recipe_path, stages=["sft"])
+    trained = train(recipe, tmp_path / "run", init=str(model))
+    expected = {2, 5, 77, 78}
+    assert expected <= set(read_config(trained)["eos_token_id"])
+    # The stage after it is not told of the first checkpoint.
+    trained = train(load_recipe(recipe_path, stages=["qat"]), tmp_path / "run")
+    assert expected <= set(read_config(trained)["eos_token_id"])
+    generation = json.loads((trained / "generation_config.json").read_text())
+    assert expected <= set(generation["eos_token_id"])
+
+
+# --- lengths and summaries --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "epochs"), [("pretrain", 2), ("pretrain", 0.5), ("sft", 3)])
+def test_epochs_are_passes_over_the_data(family, pretrained, tmp_path, stage: str, epochs: float):
+    overrides = [f"{stage}.epochs={epochs}", "optimizer.warmup_steps=0", "batch_size=1"]
+    start = str(pretrained / "pretrain" / "model")
+    train(load_recipe(family, overrides, [stage]), tmp_path / "run", init=start)
+    rows = read_metrics(tmp_path / "run" / stage / "metrics.jsonl")
+    records = sum(source["records"] for source in rows[-1]["sources"].values())
+    kind = {"pretrain": "text", "sft": "chat"}[stage]
+    files = [family.parent / f"{name}{kind}.jsonl" for name in ("", "more-")]
+    there = sum(len(file.read_text().splitlines()) for file in files)
+    # Reading goes on to the end of a row; sources are read by weight, not by size.
+    assert records == pytest.approx(epochs * there, abs=3)
+
+
+def test_epochs_of_a_stream_are_refused(family: Path, tmp_path: Path):
+    (family.parent / "text.toml").write_text(
+        'format = "text"\n[[sources]]\nname = "web"\nweight = 1.0\npath = "some/where"\n'
+    )
+    recipe = load_recipe(family, ["epochs=1"], ["pretrain"])
+    with pytest.raises(UserError, match=r"epochs needs local files.*\(web\).*pretrain\.tokens=N"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_summary_tells_what_was_read_and_reached(family: Path, pretrained: Path, tmp_path: Path):
+    file = family.parent / "chat.jsonl"
+    long = {"role": "user", "content": "the cat sees a small red house and a tree " * 20}
+    answer = {"role": "assistant", "content": "a bird"}
+    tool = {"role": "tool", "content": "{}"}
+    bad = [[long, answer], [long, tool, answer], [{"role": "user", "content": "a"}]]
+    lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in bad)
+    file.write_text(file.read_text() + lines)
+    said: list[str] = []
+    start = str(pretrained / "pretrain" / "model")
+    recipe = load_recipe(family, stages=["sft"])
+    train(recipe, tmp_path / "run", init=start, say=said.append)
+    rows = read_metrics(tmp_path / "run" / "sft" / "metrics.jsonl")
+    skipped = rows[-1]["sources"]["one"]["skipped"]
+    assert set(skipped) == {
+        "every answer lies beyond the context",
+        "tool calls or results",
+        "no answer",
+    }
+    summary = rows[-1]["summary"]
+    assert summary["tokens"] + summary["padding"] == 8 * 4 * 32
+    assert summary["tokens"] == sum(row["tokens"] for row in rows if "loss" in row)
+    heldout = [row["heldout_loss"] for row in rows if "heldout_loss" in row]
+    assert (summary["heldout_before"], summary["heldout_after"]) == (heldout[0], heldout[-1])
+    text = "\n".join(said)
+    for part in (
+        f"SFT is finished: 8 steps, {summary['tokens']:,} tokens",
+        f"tool calls or results {skipped['tool calls or results']}",
+        f"padding: {summary['padding']:,} positions",
+        f"held-out loss: {heldout[0]:.4f} before, {heldout[-1]:.4f} after",
+        f"model: {tmp_path / 'run' / 'sft' / 'model'}",
+    ):
+        assert part in text, part
+
+
+# --- looking at a run -------------------------------------------------------------------------
+
+
+def test_a_run_describes_itself(interrupted: Path, pretrained: Path):
+    assert is_run(pretrained) and not is_run(pretrained / "pretrain" / "model")
+    (stage,) = describe_run(pretrained).stages
+    assert (stage.finished, stage.steps, stage.planned_steps) == (True, 8, 8)
+    assert stage.checkpoints == [6, 8]
+    assert [step for step, _ in stage.heldout] == [0, 8]
+    assert stage.dead_experts is not None and stage.sources["one"]["documents"] > 0
+    assert stage.bytes > sum(f.stat().st_size for f in (pretrained / "pretrain/model").iterdir())
+    (other,) = describe_run(interrupted).stages
+    assert (other.finished, other.steps, other.checkpoints) == (False, 6, [2, 4])
+    text = describe_run(interrupted).text()
+    assert "not finished, 6 of 8 steps" in text and "checkpoints        of step 2, 4" in text
+    assert json.loads(json.dumps(describe_run(pretrained).to_dict()))["name"] == "test"
+    with pytest.raises(UserError, match="not the folder of a training run"):
+        describe_run(pretrained / "pretrain")
+
+
+def test_other_things_among_the_checkpoints_are_passed_over(tmp_path: Path):
+    for name in ("step-00000002", "step-00000004.bak", "._step-00000004", ".writing-step-00000006"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000008").touch()
+    assert state.latest(tmp_path) == tmp_path / "step-00000002"
+    assert not StageFolder(tmp_path).has_started
