@@ -106,9 +106,7 @@ int main(int argc, char** argv) {
   const RandomModel weights(config, options["--shape"] == "pro" ? 512 : 0);
   const std::string& path = options["--cpu-path"];
   const mobilemoe_runtime_options runtime_options{
-      static_cast<mobilemoe_precision>(
-          index_of(options["--precision"], {"exact", "int16", "int8"})),
-      threads, path.empty() ? nullptr : path.c_str()};
+      index_of(options["--precision"], {"exact", "int16", "int8"}), threads, path.empty() ? nullptr : path.c_str()};
   mobilemoe_runtime* runtime;
   check(mobilemoe_runtime_create(&runtime_options, &runtime, &error), error);
   mobilemoe_model* model;
@@ -121,9 +119,7 @@ int main(int argc, char** argv) {
   for (const int prompt : prompts) longest = std::max(longest, prompt);
   const mobilemoe_session_options session_options{
       longest,
-      static_cast<mobilemoe_cache_type>(
-          index_of(options["--cache"], {"float32", "float16", "int8"})),
-      512};
+      index_of(options["--cache"], {"float32", "float16", "int8"}), 512};
   mobilemoe_session* session;
   check(mobilemoe_session_create(model, &session_options, &session, &error), error);
   std::vector<int32_t> tokens(longest);

@@ -177,7 +177,7 @@ void session(Input& input, mobilemoe_runtime* runtime) {
   mobilemoe_model* model;
   if (mobilemoe_model_create(runtime, &config, &all, &model, nullptr) != MOBILEMOE_OK) return;
   const mobilemoe_session_options options{
-      input.number(1, 300), static_cast<mobilemoe_cache_type>(input.number(0, 2)),
+      input.number(1, 300), input.number(0, 2),
       input.number(1, 20)};
   mobilemoe_session* made;
   if (mobilemoe_session_create(model, &options, &made, nullptr) == MOBILEMOE_OK) {
@@ -186,7 +186,7 @@ void session(Input& input, mobilemoe_runtime* runtime) {
       const int count = input.number(1, 60);
       std::vector<int32_t> tokens(count < 0 ? 0 : count);
       for (auto& token : tokens) token = input.number(0, vocab - 1);
-      const auto which = static_cast<mobilemoe_logits>(input.number(0, 2));
+      const int which = input.number(0, 2);
       if (input.byte() % 8 == 1) mobilemoe_session_cancel(made);
       mobilemoe_session_feed(made, tokens.data(), count, which, logits.data(), nullptr);
       std::vector<uint8_t> saved(mobilemoe_session_saved_bytes(made));
@@ -205,7 +205,7 @@ void session(Input& input, mobilemoe_runtime* runtime) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
   const mobilemoe_runtime_options options{
-      static_cast<mobilemoe_precision>(input.number(0, 2)), input.number(1, 4),
+      input.number(0, 2), input.number(1, 4),
       mobilemoe_cpu_path_name(input.byte() % 2)};
   mobilemoe_runtime* runtime;
   if (mobilemoe_runtime_create(&options, &runtime, nullptr) != MOBILEMOE_OK) return 0;

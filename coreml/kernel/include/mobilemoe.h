@@ -62,7 +62,7 @@ typedef enum mobilemoe_precision {
 typedef struct mobilemoe_runtime mobilemoe_runtime;
 
 typedef struct mobilemoe_runtime_options {
-  mobilemoe_precision precision;
+  int32_t precision;    /* a mobilemoe_precision */
   int32_t threads;      /* 1 to 16, the calling thread among them; results do not depend on it */
   const char *cpu_path; /* NULL: the fastest that this CPU runs; else a name as
                            mobilemoe_cpu_path_name gives it */
@@ -174,7 +174,7 @@ typedef enum mobilemoe_cache_type {
 
 typedef struct mobilemoe_session_options {
   int32_t context; /* positions of the cache, fixed */
-  mobilemoe_cache_type cache_type;
+  int32_t cache_type; /* a mobilemoe_cache_type */
   int32_t block;   /* most tokens computed together, 1 to 4096; longer input is cut. Scratch memory
                       grows with it; 512 is a good size */
 } mobilemoe_session_options;
@@ -193,10 +193,10 @@ MOBILEMOE_API mobilemoe_status mobilemoe_session_create(mobilemoe_model *model,
                                                         mobilemoe_error *error);
 MOBILEMOE_API void mobilemoe_session_destroy(mobilemoe_session *session);
 
-/* Append `count` tokens (one: decode; more: prefill). */
+/* Append `count` tokens (one: decode; more: prefill). `which`: a mobilemoe_logits. */
 MOBILEMOE_API mobilemoe_status mobilemoe_session_feed(mobilemoe_session *session,
                                                       const int32_t *tokens, int32_t count,
-                                                      mobilemoe_logits which, float *logits,
+                                                      int32_t which, float *logits,
                                                       mobilemoe_error *error);
 /* Tokens in the cache. */
 MOBILEMOE_API int32_t mobilemoe_session_position(const mobilemoe_session *session);

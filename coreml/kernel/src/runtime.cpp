@@ -43,7 +43,7 @@ mobilemoe_status mobilemoe_runtime_create(const mobilemoe_runtime_options* optio
   *runtime = nullptr;
   if (options->precision < MOBILEMOE_EXACT || options->precision > MOBILEMOE_INT8) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "There is no precision %d: 0 to 2 are known.",
-                static_cast<int>(options->precision));
+                options->precision);
   }
   if (options->threads < 1 || options->threads > kMostThreads) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "%d threads: a runtime has 1 to %d.",

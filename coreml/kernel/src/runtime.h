@@ -6,7 +6,7 @@
 #include "thread_pool.h"
 
 struct mobilemoe_runtime {
-  mobilemoe_runtime(const mobilemoe::Kernels& chosen, mobilemoe_precision precision, int threads)
+  mobilemoe_runtime(const mobilemoe::Kernels& chosen, int precision, int threads)
       : kernels(chosen), products(*chosen.products[precision]), pool(threads) {}
 
   const mobilemoe::Kernels& kernels;

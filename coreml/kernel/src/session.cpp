@@ -66,7 +66,7 @@ size_t saved_bytes(const Session& session, int32_t position) {
                                  blocks_of(position) * session.block_bytes;
 }
 
-Status feed_blocks(Session& session, const int32_t* tokens, int32_t count, mobilemoe_logits which,
+Status feed_blocks(Session& session, const int32_t* tokens, int32_t count, int32_t which,
                    float* logits, Error* error) {
   const int32_t start = session.position;
   for (int32_t done = 0; done < count;) {
@@ -104,7 +104,7 @@ mobilemoe_status mobilemoe_session_create(mobilemoe_model* model,
   }
   if (options->cache_type < MOBILEMOE_CACHE_FLOAT32 || options->cache_type > MOBILEMOE_CACHE_INT8) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "There is no cache type %d: 0 to 2 are known.",
-                static_cast<int>(options->cache_type));
+                options->cache_type);
   }
   if (options->block < 1 || options->block > kMostTokensTogether) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "block is %d: 1 to %d are possible.", options->block,
@@ -147,7 +147,7 @@ mobilemoe_status mobilemoe_session_create(mobilemoe_model* model,
 void mobilemoe_session_destroy(mobilemoe_session* session) { delete session; }
 
 mobilemoe_status mobilemoe_session_feed(mobilemoe_session* session, const int32_t* tokens,
-                                        int32_t count, mobilemoe_logits which, float* logits,
+                                        int32_t count, int32_t which, float* logits,
                                         mobilemoe_error* error) {
   if (session == nullptr || tokens == nullptr ||
       (logits == nullptr && which != MOBILEMOE_LOGITS_NONE)) {
@@ -155,7 +155,7 @@ mobilemoe_status mobilemoe_session_feed(mobilemoe_session* session, const int32_
   }
   if (which < MOBILEMOE_LOGITS_NONE || which > MOBILEMOE_LOGITS_ALL) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "There is no choice of logits %d: 0 to 2 are known.",
-                static_cast<int>(which));
+                which);
   }
   const Occupied occupied(*session);
   if (!occupied.mine()) return fail_busy(error);
