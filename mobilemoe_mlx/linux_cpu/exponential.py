@@ -2,8 +2,7 @@
 
 e^x = 2^k e^r with k the integer nearest to x / ln 2 and r = x - k ln 2; e^r is a polynomial of
 degree five (relative error 9e-8). `mx.compile` hands each function to the C++ compiler, which
-makes one loop of vector instructions of it. `mx.contiguous` and `view` keep MLX from fusing them
-with what comes before, whose broadcast operands would make it a loop of single elements.
+makes one loop of vector instructions of it, if the arrays are contiguous.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mobilemoe_mlx.linux_cpu import applies_to
+from mobilemoe_mlx.linux_cpu.untraced import untraced
 
 _LOG2_E = 1.4426950408889634
 # ln 2 in two parts; the first has nine bits, so that its product with k is exact.
@@ -48,7 +48,7 @@ def split(x: mx.array) -> tuple[mx.array, mx.array]:
     """float32 `x` -> float32 (2^k, r) of the same shape: arguments for `power`."""
     x = mx.contiguous(x)
     bits = _exponent_bits(x)
-    return bits.view(mx.float32), mx.contiguous(_remainder(x, bits))
+    return bits.view(mx.float32), _remainder(x, bits)
 
 
 def power(scale: mx.array, r: mx.array) -> mx.array:
@@ -61,12 +61,19 @@ def power(scale: mx.array, r: mx.array) -> mx.array:
 _power = mx.compile(power)
 
 
+@untraced
+def exp(x: mx.array) -> mx.array:
+    """e^x of float32 `x`, elementwise; 0 and infinity beyond -88..88. Not differentiable."""
+    return _power(*split(x))
+
+
 @mx.compile
 def _sigmoid_of_parts(scale: mx.array, r: mx.array) -> mx.array:
     return 1.0 / (1.0 + power(scale, r))
 
 
 @mx.custom_function
+@untraced
 def _sigmoid(x: mx.array) -> mx.array:
     return _sigmoid_of_parts(*split(-x))
 
@@ -87,7 +94,7 @@ def softmax_parts(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     `top` is the maximum of each row.
     """
     top = x.max(axis=-1, keepdims=True)
-    exponentials = _power(*split(x - top)) if applies_to(x) else mx.exp(x - top)
+    exponentials = exp(x - top) if applies_to(x) else mx.exp(x - top)
     return exponentials, exponentials.sum(axis=-1, keepdims=True), top
 
 

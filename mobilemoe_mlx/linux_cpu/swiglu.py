@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from mobilemoe_mlx.linux_cpu import applies_to
 from mobilemoe_mlx.linux_cpu.exponential import power, split
+from mobilemoe_mlx.linux_cpu.untraced import untraced
 
 
 @mx.compile
@@ -27,11 +28,13 @@ def _d_up(gate: mx.array, sigmoid: mx.array, d_out: mx.array) -> mx.array:
     return d_out * gate * sigmoid
 
 
+@untraced
 def forward(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     """float32 gate and up, same shape -> (silu(gate) x up, sigmoid(gate))."""
     return _forward(*split(-gate), gate, up)
 
 
+@untraced
 def backward(
     gate: mx.array, up: mx.array, sigmoid: mx.array, d_out: mx.array
 ) -> tuple[mx.array, mx.array]:

@@ -50,9 +50,6 @@ class Trainer:
         self.micro_rows = micro_rows(config, self.group.size())
         self._objective_and_gradients = mx.value_and_grad(self._objective)
         if linux_cpu.applies_to(mx.array(0.0, getattr(mx, config.compute.dtype))):
-            # The functions in linux_cpu are fast as compiled ones, and MLX compiles nothing inside
-            # of a gradient: only the gradient as a whole.
-            self._objective_and_gradients = mx.compile(self._objective_and_gradients)
             linux_cpu.keep_freed_memory()
         self.adopt(model.parameters())
 
