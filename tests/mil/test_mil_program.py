@@ -305,6 +305,11 @@ def _input_twice(model: Any) -> None:
     function.input.add().CopyFrom(function.input[0])
 
 
+def _input_as_output(model: Any) -> None:
+    function = model.description.functions[0]
+    function.output.add().CopyFrom(function.input[0])
+
+
 def _inputs_beside_functions(model: Any) -> None:
     model.description.input.add().CopyFrom(model.description.functions[0].input[0])
 
@@ -338,7 +343,8 @@ def _other_kind(model: Any) -> None:
         (_optional_input, "'x' has isOptional"),
         (_missing_function, "it describes"),
         (_described_twice, "the description has one name twice"),
-        (_input_twice, "a function has one name twice"),
+        (_input_twice, "'x' is declared twice"),
+        (_input_as_output, "a function has one name twice"),
         (_inputs_beside_functions, "the description has input"),
         (_rank_6, "'product' has the rank 6"),
         (_missing_output, "computes no nothing"),
