@@ -52,14 +52,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; after a signal, returns 130 or 143 with everything saved."""
     import mlx.core as mx
 
+    from mobilemoe_mlx.train.processes import together
     from mobilemoe_mlx.train.run import train
     from mobilemoe_mlx.train.run_info import describe_run
     from mobilemoe_mlx.train.signals import Stopped
 
-    check_json(args.json)
-    recipe = load_recipe(args.recipe, args.overrides, args.stage)
-    folder = args.run or f"runs/{recipe.name}"
     group = mx.distributed.init()
+    with together(group):
+        check_json(args.json)
+        recipe = load_recipe(args.recipe, args.overrides, args.stage)
+    folder = args.run or f"runs/{recipe.name}"
     output = sys.stderr if prints_json(args.json) else sys.stdout
 
     def say(text: str) -> None:

@@ -97,9 +97,8 @@ def _stage(results: Results, name: str) -> StageFigures:
     records = read_metrics(results.training / name / "metrics.jsonl")
     heldout = [record["heldout_loss"] for record in records if "heldout_loss" in record]
     steps = [record for record in records if "loss" in record]
-    stage = results.recipe.stages[name]
     return StageFigures(
-        tokens=stage.steps * stage.batch_size * stage.data.context,
+        tokens=sum(record["tokens"] for record in steps),
         loss_before=heldout[0],
         loss_after=heldout[-1],
         bits_per_byte=bits_per_byte(heldout[-1], results.target_bytes[name]),

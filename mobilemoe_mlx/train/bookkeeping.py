@@ -14,6 +14,7 @@ from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.balancing import load_statistics
 from mobilemoe_mlx.train.data import StageData
 from mobilemoe_mlx.train.metrics import Metrics, read_metrics
+from mobilemoe_mlx.train.processes import together
 from mobilemoe_mlx.train.recipe import StageConfig
 from mobilemoe_mlx.train.run_folder import StageFolder
 from mobilemoe_mlx.train.signals import StopSignals
@@ -26,7 +27,10 @@ _LOAD_EVERY = 10
 
 
 class Bookkeeping:
-    """The records of one stage of one run; only the first process writes any."""
+    """The records of one stage of one run; only the first process writes any.
+
+    A stage that has started goes on from its newest checkpoint; its data stands there already.
+    """
 
     def __init__(
         self,
@@ -67,9 +71,9 @@ class Bookkeeping:
         if last is None:
             return False
         extra = state.load(last, self.trainer)
-        self.data.batches.load_state_dict(extra["data"])
-        self.losses = extra["losses"]
-        self._evaluated_step = extra["evaluated_step"]
+        with state.refused_if_damaged(last):
+            self.losses = extra["losses"]
+            self._evaluated_step = extra["evaluated_step"]
         self._saved_step = self.trainer.step
         return True
 
@@ -143,14 +147,16 @@ class Bookkeeping:
         """Save a checkpoint of this step, unless there is one."""
         if self._saved_step == self.trainer.step:
             return
-        if self._is_writer:
-            extra = {
-                "data": self.data.batches.state_dict(),
-                "data_statistics": self.data.batches.statistics().to_dict(),
-                "losses": self.losses,
-                "evaluated_step": self._evaluated_step,
-            }
-            state.save(self.folder.checkpoints, self.trainer, extra, self.config.keep_checkpoints)
+        with together(self.trainer.group):
+            if self._is_writer:
+                extra = {
+                    "data": self.data.batches.state_dict(),
+                    "data_statistics": self.data.batches.statistics().to_dict(),
+                    "losses": self.losses,
+                    "evaluated_step": self._evaluated_step,
+                }
+                keep = self.config.keep_checkpoints
+                state.save(self.folder.checkpoints, self.trainer, extra, keep)
         self._saved_step = self.trainer.step
         self._saved_at = time.monotonic()
         self.metrics.restart_clock()

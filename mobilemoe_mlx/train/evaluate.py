@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import mlx.core as mx
 
 from mobilemoe_mlx.data.packing import Batch, document_attention_mask
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.linux_cpu.exponential import logsumexp
 from mobilemoe_mlx.model import Model
 
 
 def heldout_loss(model: Model, batches: Iterable[Batch], *, document_mask: bool = False) -> float:
-    """Mean cross-entropy a target, in nats, of a float or INT4 model."""
+    """Mean cross-entropy a target, in nats, of a float or INT4 model.
+
+    Raises UserError when it is not finite: no number of such a model means anything.
+    """
     total, targets = 0.0, 0.0
     for batch in batches:
         mask = document_attention_mask(batch.documents) if document_mask else None
@@ -26,4 +31,9 @@ def heldout_loss(model: Model, batches: Iterable[Batch], *, document_mask: bool 
             losses = logsumexp(logits) - chosen
             total += (losses * counts).sum().item()
         targets += float(batch.loss_mask.sum())
+    if not math.isfinite(total):
+        raise UserError(
+            f"the held-out loss is {total}, so the weights are damaged or training has diverged: "
+            "lower optimizer.peak_lr or lengthen optimizer.warmup_steps"
+        )
     return total / max(targets, 1.0)

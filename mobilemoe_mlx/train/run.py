@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import mlx.core as mx
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.data.chat import template_difference
 from mobilemoe_mlx.data.mixture import load_mixture
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.tokenizer import load_tokenizer
+from mobilemoe_mlx.tokenizer import ChatTokenizer, load_tokenizer
 from mobilemoe_mlx.train.data import StageData, open_stage
 from mobilemoe_mlx.train.disk_space import disk_space
+from mobilemoe_mlx.train.processes import check_equal, together
 from mobilemoe_mlx.train.recipe import Recipe, StageConfig
 from mobilemoe_mlx.train.run_folder import RunFolder
 from mobilemoe_mlx.train.signals import StopSignals
@@ -58,13 +60,15 @@ def train(
     try:
         is_writer = group.rank() == 0
         say = say if is_writer else _say_nothing
-        folder.check_free(recipe.stages, resume)
-        recipe = with_tiny_data(recipe, folder, init, say, make=is_writer)
-        _wait_for_all(group)
-        plan = _prepare(recipe, folder, init, seed, group)
-        _wait_for_all(group)
-        if is_writer:
-            folder.begin(plan.record, plan.tokenizer_folder)
+        with together(group):
+            folder.check_free(recipe.stages, resume)
+            recipe = with_tiny_data(recipe, folder, init, say, make=is_writer)
+        with together(group):
+            plan = _prepare(recipe, folder, init, seed, group)
+        check_equal(plan.first_step, "The step to go on from", group)
+        with together(group):
+            if is_writer:
+                folder.begin(plan.record, plan.tokenizer_folder)
         return _run_stages(plan, folder, group, say)
     except OSError as error:  # a full disk, mostly
         intact = any(stage.has_started for stage in folder.stages.values())
@@ -84,6 +88,7 @@ class _Plan:
     tokenizer_folder: Path
     has_chat_template: bool
     stages: dict[str, tuple[StageConfig, StageData]]  # those that are not finished
+    first_step: int  # of the first of them, which is above 0 where it is resumed
     record: dict[str, Any]  # what recipe.json will hold
     about: list[str]  # what to say before the first step
 
@@ -108,6 +113,8 @@ def _prepare(
     for name, (_, data) in stages.items():
         record["stages"][name]["data"]["heldout_sha256"] = data.heldout.digests
     folder.check_same(record)
+    for name, (_, data) in stages.items():
+        folder.stage(name).check_resumable(data.batches)
     space = disk_space(folder, {name: configs[name] for name in unfinished}, args)
     space.check(folder.path)
     mx.random.seed(seed)
@@ -119,6 +126,7 @@ def _prepare(
         elif weights := starting_parameters(recipe, folder, init, args):
             model.update(weights)
     about = [f"{name}: {notice}" for name, (_, data) in stages.items() for notice in data.notices]
+    about += _about_chat_template(tokenizer, stages)
     about.append(f"The run is in {folder.path}: {space.text()}.")
     return _Plan(
         recipe=recipe,
@@ -127,9 +135,28 @@ def _prepare(
         tokenizer_folder=tokenizer_folder,
         has_chat_template=bool(tokenizer.has_chat_template),
         stages=stages,
+        first_step=folder.stage(unfinished[0]).step if unfinished else 0,
         record=record,
         about=about if stages else [],
     )
+
+
+def _about_chat_template(
+    tokenizer: ChatTokenizer, stages: Mapping[str, tuple[StageConfig, StageData]]
+) -> list[str]:
+    """A sentence where conversations are learnt in another format than the template will write."""
+    chats = [name for name, (_, data) in stages.items() if data.format == "chat"]
+    if not chats or not tokenizer.has_chat_template:
+        return []
+    difference = template_difference(tokenizer)
+    if difference is None:
+        return []
+    return [
+        f"{', '.join(chats)}: the tokenizer's chat template differs from the format of training: "
+        f"{difference}. The model keeps the template, so chats will look other than what it "
+        "learns; a tokenizer folder without a template (`--set tokenizer.path=FOLDER`) gets that "
+        "of the format."
+    ]
 
 
 def _run_stages(
@@ -145,9 +172,10 @@ def _run_stages(
                 continue
             config, data = plan.stages[name]
             tokenizer_folder = plan.tokenizer_folder
-            if data.format == "chat" and not plan.has_chat_template and group.rank() == 0:
-                target = folder.stage(name).path / "tokenizer"
-                tokenizer_folder = with_chat_template(tokenizer_folder, target)
+            with together(group):
+                if data.format == "chat" and not plan.has_chat_template and group.rank() == 0:
+                    target = folder.stage(name).path / "tokenizer"
+                    tokenizer_folder = with_chat_template(tokenizer_folder, target)
             summary = run_stage(
                 plan.model, name, config, data, folder.stage(name), tokenizer_folder, signals, group
             )
@@ -176,11 +204,6 @@ def _record(
         "tokenizer": {"sha256": files.sha256(tokenizer_folder / "tokenizer.json")},
         "stages": stages,
     }
-
-
-def _wait_for_all(group: mx.distributed.Group) -> None:
-    """Let every process come here before one goes on, to write what another reads."""
-    mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
 
 
 def _say_nothing(_: str) -> None:

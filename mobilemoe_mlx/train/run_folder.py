@@ -20,9 +20,14 @@ from typing import Any
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES
+from mobilemoe_mlx.data.packing import PackedBatches
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.recipe import STAGES
+
+# Of recipe.json, metrics.jsonl and the checkpoints together. Raised when a run of the version
+# before could not be read rightly.
+_VERSION = 1
 
 # What may differ between a run and its resumption: nothing that changes the losses. Mixture files
 # may move, since their content is compared.
@@ -72,10 +77,26 @@ class StageFolder:
         return (self.model / "config.json").is_file()
 
     @property
+    def step(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        last = state.latest(self.checkpoints)
+        return 0 if last is None else state.step_of(last)
+
+    @property
     def has_started(self) -> bool:
         """True when there is something to lose: a step has been trained and saved."""
+        return self.is_finished or self.step > 0
+
+    def check_resumable(self, batches: PackedBatches) -> None:
+        """Raise UserError where the stage cannot go on from its newest checkpoint with `batches`.
+
+        A damaged checkpoint; data that has changed since. `batches` are where they were then.
+        """
         last = state.latest(self.checkpoints)
-        return self.is_finished or (last is not None and state.step_of(last) > 0)
+        if last is not None and self.has_started:
+            extra = state.read_extra(last)
+            with state.refused_if_damaged(last):
+                batches.load_state_dict(extra["data"])
 
 
 @dataclass(frozen=True)
@@ -110,18 +131,25 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """What recipe.json holds; empty where nothing has been trained yet."""
-        if not self.record_file.is_file():
-            return {}
-        try:
-            content = json.loads(self.record_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{self.record_file} is damaged ({error}): start in another folder with --run."
-            ) from None
-        if not isinstance(content, dict):
-            raise UserError(f"{self.record_file} is damaged: start in another folder with --run.")
         started = any(folder.has_started for folder in self.stages.values())
-        return content if started else {}
+        return self.read_record() if started and self.record_file.is_file() else {}
+
+    def read_record(self) -> dict[str, Any]:
+        """What recipe.json holds. Raises UserError where it is damaged or of another version."""
+        advice = "start in another folder with --run"
+        try:
+            content = files.read_json(self.record_file)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}: {advice}.") from None
+        if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+            raise UserError(f"{self.record_file} is not the record of a training run: {advice}.")
+        if content.get("version") != _VERSION:
+            raise UserError(
+                f"{self.path} was made by another version of this program, whose checkpoints this "
+                f"one does not read: {advice}, where --init takes a finished stage's model of this "
+                "one, or go on with that version."
+            )
+        return content
 
     def check_free(self, stages: Iterable[str], resume: bool) -> None:
         """Raise UserError where `stages` may not begin here: no run's folder, or begun already."""
@@ -171,7 +199,7 @@ class RunFolder:
             if not (self.stage(name).is_finished and name in saved):
                 before = saved.get(name, {}) if self.stage(name).has_started else {}
                 stages[name] = {**before, **stage}
-        content = {**now, "stages": stages}
+        content = {"version": _VERSION, **now, "stages": stages}
         files.write_json(self.record_file, content)
         if not (self.tokenizer / "tokenizer.json").exists():
             copy_tokenizer(tokenizer, self.tokenizer)

@@ -65,9 +65,7 @@ def describe_run(path: Path | str) -> RunInfo:
     run = RunFolder(files.user_path(path))
     if not is_run(run.path):
         raise UserError(f"{run.path} is not the folder of a training run: it has no recipe.json.")
-    record = files.read_json(run.record_file)
-    if not isinstance(record, dict) or not isinstance(record.get("stages"), dict):
-        raise UserError(f"{run.record_file} is not the record of a training run.")
+    record = run.read_record()
     stages = [
         _describe(name, run.stage(name), record["stages"][name])
         for name in STAGES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,17 +11,17 @@ from mlx.utils import tree_map
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import load_save
-from mobilemoe_mlx.data.packing import Batch
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import as_quantized, fake_quantize_parameters, quantize_parameters
 from mobilemoe_mlx.train.bookkeeping import Bookkeeping
 from mobilemoe_mlx.train.data import StageData
 from mobilemoe_mlx.train.evaluate import heldout_loss
+from mobilemoe_mlx.train.processes import together
 from mobilemoe_mlx.train.recipe import StageConfig
 from mobilemoe_mlx.train.run_folder import StageFolder
 from mobilemoe_mlx.train.signals import Stopped, StopSignals
-from mobilemoe_mlx.train.step import StepResult, Trainer
+from mobilemoe_mlx.train.step import Trainer
 from mobilemoe_mlx.train.summary import StageSummary
 
 
@@ -33,37 +35,50 @@ def run_stage(
     signals: StopSignals,
     group: mx.distributed.Group,
 ) -> StageSummary:
-    """Train `model` through a stage, going on from its last checkpoint if there is one.
+    """Train `model` through a stage, going on from its last checkpoint, where `data` stands.
 
     Afterwards `model` holds the result, float32, and `folder.model` is written. Raises UserError
     when a loss is not finite or the disk is full, and Stopped, with everything saved, on a signal.
     """
     trainer = Trainer(model, config, group)
-    with Bookkeeping(name, config, folder, data, trainer, signals) as book:
+    with together(group):
+        book = Bookkeeping(name, config, folder, data, trainer, signals)
+    with book:
         try:
             while True:
                 if book.evaluation_is_due:
-                    book.record_evaluation(_evaluate(trainer, book))
+                    with _ending_with_a_checkpoint(book):
+                        losses = _evaluate(trainer, book)
+                    with together(group):
+                        book.record_evaluation(losses)
                 book.save_if_due()
                 if trainer.step == config.steps:
                     break
-                book.begin_step()
-                batch = next(data.batches)
-                book.record_step(_step(trainer, batch, book))
+                with together(group):
+                    book.begin_step()
+                    batch = next(data.batches)
+                with _ending_with_a_checkpoint(book):
+                    result = trainer.run(batch)
+                with together(group):
+                    book.record_step(result)
         except Stopped:
             book.save()
             raise
-        summary = book.finish()
+        with together(group):
+            summary = book.finish()
     parameters = trainer.all_parameters()
     mx.eval(parameters)
-    if group.rank() == 0:
-        _write_model(trainer, folder, data, book.losses, tokenizer_folder)
+    with together(group):
+        if group.rank() == 0:
+            _write_model(trainer, folder, data, book.losses, tokenizer_folder)
     return summary
 
 
-def _step(trainer: Trainer, batch: Batch, book: Bookkeeping) -> StepResult:
+@contextlib.contextmanager
+def _ending_with_a_checkpoint(book: Bookkeeping) -> Iterator[None]:
+    """Add the stage, and the checkpoint to go back to, to what is wrong with the numbers."""
     try:
-        return trainer.run(batch)
+        yield
     except UserError as error:
         raise UserError(f"{book.name}: {error}. {book.last_good_checkpoint}") from None
 

@@ -7,17 +7,19 @@ name, flushed to the disk and renamed, so that a folder with the final name is w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from mobilemoe_mlx.errors import UserError
@@ -26,6 +28,7 @@ from mobilemoe_mlx.train.step import Trainer
 _PREFIX = "step-"
 _NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
 _TEMPORARY = ".writing-"
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
 def save(folder: Path, trainer: Trainer, extra: dict[str, Any], keep: int) -> Path:
@@ -39,14 +42,14 @@ def save(folder: Path, trainer: Trainer, extra: dict[str, Any], keep: int) -> Pa
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _write_arrays(temporary / "weights.safetensors", trainer.all_parameters())
-        _write_arrays(temporary / "optimizer.safetensors", trainer.optimizer.state)
+        _write_arrays(temporary / _WEIGHTS, trainer.all_parameters())
+        _write_arrays(temporary / _OPTIMIZER, trainer.optimizer.state)
         state = {
             "step": trainer.step,
             "random_state": np.array(mx.random.state[0]).tolist(),
             **extra,
         }
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
         for file in temporary.iterdir():
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
@@ -75,27 +78,45 @@ def latest(folder: Path, before: int | None = None) -> Path | None:
 def load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
     """Put a checkpoint's state into `trainer`; returns what `extra` held."""
     trainer.adopt(load_parameters(checkpoint))
-    try:
-        trainer.optimizer.state = _read_arrays(checkpoint / "optimizer.safetensors")
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        trainer.step, random_state = state.pop("step"), state.pop("random_state")
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(checkpoint, error) from error
-    high, low = random_state
-    mx.random.seed(high << 32 | low)  # MLX's key is the seed's two halves, and cannot be assigned
+    with refused_if_damaged(checkpoint):
+        trainer.optimizer.state = _read_arrays(checkpoint / _OPTIMIZER)
+        state = _read_state(checkpoint)
+        trainer.step, (high, low) = state.pop("step"), state.pop("random_state")
+        # MLX's key is the seed's two halves, and cannot be assigned.
+        mx.random.seed(high << 32 | low)
+    return state
+
+
+def read_extra(checkpoint: Path) -> dict[str, Any]:
+    """What `extra` held when a checkpoint was saved, of one that `load` can be expected to read.
+
+    Its tensors are not read. Raises UserError for a damaged checkpoint.
+    """
+    with refused_if_damaged(checkpoint):
+        for name in (_WEIGHTS, _OPTIMIZER):
+            with safe_open(checkpoint / name, "np"):  # checks the header and the file's size
+                pass
+        state = _read_state(checkpoint)
+        del state["step"], state["random_state"]
     return state
 
 
 def load_parameters(checkpoint: Path) -> dict[str, Any]:
     """The float32 parameter tree of a checkpoint (master weights and biases)."""
+    with refused_if_damaged(checkpoint):
+        return _read_arrays(checkpoint / _WEIGHTS)
+
+
+@contextlib.contextmanager
+def refused_if_damaged(checkpoint: Path) -> Iterator[None]:
+    """Turn what reading a damaged checkpoint raises into one UserError."""
     try:
-        return _read_arrays(checkpoint / "weights.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(checkpoint, error) from error
-
-
-def _damaged(checkpoint: Path, error: Exception) -> UserError:
-    return UserError(f"The checkpoint {checkpoint} is damaged ({error}): delete it and resume.")
+        yield
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"The checkpoint {checkpoint} is damaged ({why}): delete it and resume."
+        ) from error
 
 
 def step_of(checkpoint: Path) -> int:
@@ -116,6 +137,10 @@ def _write_arrays(path: Path, tree: Any) -> None:
 
 def _read_arrays(path: Path) -> Any:
     return tree_unflatten([(name, mx.array(value)) for name, value in load_file(path).items()])
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
 
 
 def _flush(path: Path) -> None:

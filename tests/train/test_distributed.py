@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +133,82 @@ def test_one_process_goes_on_where_two_stopped(recipe_path, one, two, tmp_path):
     train(load_recipe(recipe_path, SETTINGS, ["pretrain"]), run, resume=True)
     ours, theirs = losses(run, "pretrain"), losses(one, "pretrain")
     assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=TOLERANCE["pretrain"])
+
+
+# --- what fails in one process ----------------------------------------------------------------
+
+# The process of this rank fails at the end of `place`, a function or method.
+FAIL = """
+import os
+from mobilemoe_mlx.errors import UserError
+import {module} as module
+if os.environ["MLX_RANK"] == "{rank}":
+    original = module.{place}
+    def failing(*args, **options):
+        original(*args, **options)
+        raise UserError("this disk is broken")
+    module.{place} = failing
+"""
+
+
+def start_apart(command: Sequence[str], cache: Path, folder: Path) -> list[subprocess.Popen[str]]:
+    """Two processes that know each other, without a launcher that ends one with the other."""
+    port = random.SystemRandom().randrange(20_000, 32_000)
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port + rank}"] for rank in range(2)]))
+    return [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(cache)
+            | {"OPENBLAS_NUM_THREADS": "1", "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "module", "place"),
+    [
+        (1, "mobilemoe_mlx.train.run", "open_stage"),
+        (1, "mobilemoe_mlx.train.bookkeeping", "Bookkeeping.begin_step"),
+        (0, "mobilemoe_mlx.train.bookkeeping", "state.save"),
+        (0, "mobilemoe_mlx.train.stage", "_write_model"),
+    ],
+)
+def test_an_error_in_one_process_ends_both(recipe_path, cache, tmp_path, rank, module, place):
+    arguments = ("train", recipe_path, "--run", tmp_path / "run", "--stage", "pretrain")
+    command = mobilemoe(*arguments, first=FAIL.format(rank=rank, module=module, place=place))
+    processes = start_apart(command, cache, tmp_path)
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert "mobilemoe: this disk is broken" in errors[rank]
+    assert f"Process {rank} of 2 stopped with an error of its own" in errors[1 - rank]
+    assert "Traceback" not in "".join(errors)
+
+
+def test_processes_that_see_other_checkpoints_are_refused(recipe_path, cache, one, tmp_path):
+    """As where each machine has a folder of its own."""
+    runs = [tmp_path / "0", tmp_path / "1"]
+    shutil.copytree(one, runs[0])
+    for name in ("model", "checkpoints/step-00000008"):
+        shutil.rmtree(runs[0] / "pretrain" / name)
+    shutil.copytree(runs[0], runs[1])
+    shutil.rmtree(runs[1] / "pretrain" / "checkpoints" / "step-00000006")
+    settings = [argument for value in SETTINGS for argument in ("--set", value)]
+    arguments = ["train", str(recipe_path), "--stage", "pretrain", "--resume", *settings]
+    own = (
+        "import os, sys\n"
+        f"sys.argv += ['--run', os.path.join({str(tmp_path)!r}, os.environ['MLX_RANK'])]"
+    )
+    processes = start_apart(mobilemoe(*arguments, first=own), cache, tmp_path)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    for error in errors:
+        assert "The step to go on from differs between the processes (6, 0)" in error

@@ -200,6 +200,10 @@ def test_a_finished_stage_needs_no_checkpoints(recipe_path: Path, run: Path):
     assert (run / "pretrain" / "metrics.jsonl").read_bytes() == before
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 # --- what may not change ----------------------------------------------------------------------
 
 
@@ -208,9 +212,11 @@ def test_changed_data_is_refused_by_name(family: Path, interrupted: Path):
     text = file.read_text()
     assert "cat" in text
     file.write_text(text.replace("cat", "cow", 1))
-    recipe = load_recipe(family, stages=["pretrain"])
+    recipe = load_recipe(family, ["keep_checkpoints=1"], ["pretrain"])
+    before, said = contents(interrupted), list[str]()
     with pytest.raises(UserError, match=r"more-text\.jsonl .*has changed"):
-        train(recipe, interrupted, resume=True)
+        train(recipe, interrupted, resume=True, say=said.append)
+    assert contents(interrupted) == before and not said
     file.write_text(text)
     train(recipe, interrupted, resume=True)
 
@@ -224,6 +230,33 @@ def test_changed_heldout_data_is_refused_by_name(family: Path, interrupted: Path
         train(recipe, interrupted, resume=True)
     file.write_text(text)
     train(recipe, interrupted, resume=True)
+
+
+@pytest.mark.parametrize("version", [None, 0, "2"])
+def test_runs_of_another_version_are_refused(family: Path, interrupted: Path, version: Any):
+    record = interrupted / "recipe.json"
+    content = json.loads(record.read_text())
+    content.pop("version")
+    record.write_text(json.dumps(content if version is None else content | {"version": version}))
+    before = contents(interrupted)
+    advice = r"another version of this program.*another folder with --run, where --init takes"
+    for stage, resume in (("pretrain", True), ("midtrain", False)):
+        with pytest.raises(UserError, match=advice):
+            train(load_recipe(family, stages=[stage]), interrupted, resume=resume)
+    with pytest.raises(UserError, match=advice):
+        describe_run(interrupted)
+    assert contents(interrupted) == before
+
+
+@pytest.mark.parametrize("name", ["data", "losses", "step", "random_state"])
+def test_a_checkpoint_without_a_part_is_damaged(family: Path, interrupted: Path, name: str):
+    last = state.latest(interrupted / "pretrain" / "checkpoints")
+    assert last is not None
+    content = json.loads((last / "state.json").read_text())
+    del content[name]
+    (last / "state.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"step-00000004 is damaged \(no '{name}'\): delete it"):
+        train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
 
 
 def test_a_changed_starting_point_is_refused(

@@ -362,6 +362,45 @@ def test_a_chat_stage_teaches_a_base_tokenizer_the_template(
     assert taught.apply_chat_template(message) == known.apply_chat_template(message)
 
 
+def test_a_template_of_another_format_is_told_before_training(
+    recipe_path: Path, finished: Path, tokenizer_folder: Path, tmp_path: Path
+):
+    other = Path(shutil.copytree(tokenizer_folder, tmp_path / "tokenizer"))
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    (other / "chat_template.jinja").write_text(template)
+    start = str(finished / "midtrain" / "model")
+    for folder, stage, told in (
+        (other, "sft", 1),
+        (other, "midtrain", 0),
+        (tokenizer_folder, "sft", 0),
+    ):
+        said: list[str] = []
+        recipe = load_recipe(recipe_path, [f"tokenizer.path='{folder}'"], [stage])
+        train(recipe, tmp_path / f"{stage}-{folder.name}", init=start, say=said.append)
+        lines = [line for line in said if "chat template differs" in line]
+        assert len(lines) == told
+        assert all(line.startswith("sft: ") and "the template writes '[" in line for line in lines)
+
+
+def test_a_heldout_loss_that_is_not_finite_stops(
+    recipe_path: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    original = Trainer.run
+
+    def run(trainer: Trainer, batch: Batch) -> step.StepResult:
+        result = original(trainer, batch)
+        if trainer.step == 3:  # not seen by the loss of this step
+            norm = trainer.parameters["model"]["norm"]
+            norm["weight"] = mx.where(mx.arange(32) == 3, float("nan"), norm["weight"])
+        return result
+
+    monkeypatch.setattr(Trainer, "run", run)
+    recipe = load_recipe(recipe_path, ["evaluate_every=3"], ["pretrain"])
+    expected = r"pretrain: the held-out loss is nan.*The last good checkpoint: .*step-00000002\.$"
+    with pytest.raises(UserError, match=expected):
+        train(recipe, tmp_path / "run")
+
+
 def test_heldout_text_may_be_a_mixture(recipe_path: Path, tokenizer_folder: Path, tmp_path: Path):
     path = write_family(tmp_path / "family", tokenizer_folder)
     (path.parent / "held.toml").write_text(
