@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+# What the CPU engine's library is compiled from.
+KERNEL := $(wildcard coreml/kernel/src/* coreml/kernel/include/*) coreml/kernel/CMakeLists.txt
 
 .PHONY: quickstart test lint format clean
 
@@ -27,7 +29,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} will not do: make PYTHON=python3.12 (3.11 to 3.13)")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml hatch_build.py $(KERNEL) | $(VENV)/bin/python
 	sh scripts/install-openblas $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[plot]'
 	touch $@

@@ -53,12 +53,12 @@ class Statistics:
 
 
 def open_with_tokenizer(
-    path_or_repo: str | Path, engine: str = "mlx", **options: Any
+    path_or_repo: str | Path, engine: str | None = None, **options: Any
 ) -> tuple[Engine, ChatTokenizer]:
     """A checkpoint's engine, ready to run, and its tokenizer, which knows every end of an answer.
 
-    `options` are the engine's. Raises UserError for all that is wrong with the checkpoint, before
-    its weights are read.
+    `engine` and `options`: see `open_engine`. Raises UserError for all that is wrong with the
+    checkpoint, before its weights are read.
     """
     folder = resolve(path_or_repo)
     tokenizer = load_tokenizer(folder, open_checkpoint(folder).end_token_ids())

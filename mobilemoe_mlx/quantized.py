@@ -1,9 +1,7 @@
-"""INT4 forms of whole models: rounding a trained model, and the straight-through form for QAT."""
+"""INT4 models: of modules, rounded from a trained model, and the straight-through form for QAT."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -12,15 +10,8 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
+from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters, stored_type
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.tensor_names import packed_names
-
-# Tensors that INT4 leaves alone, with the type that the published QAT files store them in.
-_STORED_TYPES = {
-    "router.weight": mx.float32,
-    "expert_bias": mx.bfloat16,
-    "norm.weight": mx.bfloat16,  # input_layernorm, post_attention_layernorm and the final norm
-}
 
 
 class Int4Embedding(nn.QuantizedEmbedding):
@@ -42,11 +33,6 @@ class Int4Embedding(nn.QuantizedEmbedding):
         return rows.astype(self.dtype)
 
 
-def stored_type(name: str) -> mx.Dtype | None:
-    """The stored type of a parameter that INT4 leaves alone; None for one that is packed."""
-    return next((t for end, t in _STORED_TYPES.items() if name.endswith(end)), None)
-
-
 def int4_model(args: ModelArgs, dtype: mx.Dtype = mx.float32) -> Model:
     """A model with INT4 modules whose weights are yet to be loaded (nothing is computed).
 
@@ -63,47 +49,12 @@ def int4_model(args: ModelArgs, dtype: mx.Dtype = mx.float32) -> Model:
     return model
 
 
-def quantize_parameters(parameters: dict[str, Any]) -> dict[str, mx.array]:
-    """A float model's parameter tree, rounded to nearest INT4, as flat published INT4 tensors.
-
-    Norms, router and selection biases are cast to their stored types. Raises UserError for values
-    beyond the reach of float16 scales.
-    """
-    out: dict[str, mx.array] = {}
-    for name, weight in tree_flatten(parameters):
-        if (dtype := stored_type(name)) is not None:
-            out[name] = weight.astype(dtype)
-            continue
-        for target, part in zip(packed_names(name), rounding(name), strict=True):
-            out[target] = part(weight)
-    return out
-
-
-def rounding(name: str) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
-    """How a parameter that INT4 packs is rounded: its packed codes and its scales, from its rows.
-
-    The second raises UserError, naming the parameter, for values beyond float16 scales.
-    """
-
-    def scales(weight: mx.array) -> mx.array:
-        scale = int4.quantize(weight)[1]
-        int4.check_scales(name, scale)
-        return scale
-
-    return lambda weight: int4.pack(int4.quantize(weight)[0]), scales
-
-
 def quantize_model(model: Model, dtype: mx.Dtype = mx.float32) -> Model:
     """Round a float model to INT4 (nearest); returns a new model of INT4 modules."""
     quantized = int4_model(as_quantized(model.args), dtype)
     weights = quantized.sanitize(quantize_parameters(model.parameters()))
     quantized.load_weights(list(weights.items()), strict=True)
     return quantized
-
-
-def as_quantized(args: ModelArgs) -> ModelArgs:
-    """The same configuration with the published `quantization` block."""
-    return dataclasses.replace(args, quantized=True)
 
 
 @mx.custom_function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import runpy
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -27,6 +28,28 @@ from mobilemoe_mlx.config import ModelArgs  # noqa: E402
 from mobilemoe_mlx.tokenizer import train_tokenizer  # noqa: E402
 
 VOCABULARY = 480
+_BUILD_SCRIPT = Path(__file__).parents[1] / "coreml" / "kernel" / "build_library.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built_kernel() -> str | None:
+    """Compiles what changed of the CPU kernel, before any test; -> why not, where that cannot be.
+
+    Autouse, since commands choose the engine by whether there is a kernel.
+    """
+    script = runpy.run_path(str(_BUILD_SCRIPT))
+    try:
+        script["build_library"]()
+    except script["NoCompiler"] as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="session")
+def kernel_is_built(built_kernel: str | None) -> None:
+    """Skips tests of the CPU kernel where it cannot be built."""
+    if built_kernel is not None:
+        pytest.skip(built_kernel)
 
 
 @pytest.fixture(scope="session")

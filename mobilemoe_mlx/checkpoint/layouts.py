@@ -16,7 +16,7 @@ import mlx.core as mx
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.quantized import rounding, stored_type
+from mobilemoe_mlx.int4_rounding import rounding, stored_type
 from mobilemoe_mlx.tensor_names import is_expert_matrix, mlx_parts, packed_names
 
 
@@ -112,7 +112,9 @@ def to_mlx(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 words = (*tensor.shape[:-1], tensor.shape[-1] // 4)
                 out[target] = Tensor("U32", words, _computed(int4.affine_codes, tensor))
             elif part == "biases":
-                out[target] = tensor._replace(read=_computed(int4.affine_biases, tensor))
+                out[target] = Tensor(
+                    tensor.dtype, tensor.shape, _computed(int4.affine_biases, tensor)
+                )
             else:
                 out[target] = tensor
     return out
@@ -136,7 +138,7 @@ def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """FLOAT tensors rounded to nearest as published INT4 tensors, a block of rows at a time.
 
-    The values are those of `quantized.quantize_parameters`. Reading raises UserError for values
+    The values are those of `int4_rounding.quantize_parameters`. Reading raises UserError for values
     beyond the reach of float16 scales.
     """
     out: dict[str, Tensor] = {}

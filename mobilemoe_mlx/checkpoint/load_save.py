@@ -21,8 +21,9 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor, from_array
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.int4_rounding import as_quantized, stored_type
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.quantized import as_quantized, int4_model, stored_type
+from mobilemoe_mlx.quantized import int4_model
 from mobilemoe_mlx.tensor_names import is_always_float32
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def save_quantized(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
-    """Write the flat INT4 tensors of `quantized.quantize_parameters` as a published checkpoint.
+    """Write the flat INT4 tensors of `int4_rounding.quantize_parameters` as a published checkpoint.
 
     `args` may be the float model's. Other arguments and errors: see `save`.
     """

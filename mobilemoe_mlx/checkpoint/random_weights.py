@@ -17,7 +17,7 @@ from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout, expected_tensors
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.quantized import as_quantized
+from mobilemoe_mlx.int4_rounding import as_quantized
 
 _STD = 0.02  # of the weights: Llama's initializer_range
 _CODE_STD = math.sqrt(sum(c * c for c in range(-8, 8)) / 16)  # of uniform INT4 codes

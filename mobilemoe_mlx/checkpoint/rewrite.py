@@ -15,8 +15,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.config import MLX_QUANTIZATION
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import resolved
-from mobilemoe_mlx.quantized import as_quantized
-from mobilemoe_mlx.tokenizer_config import plain_settings
+from mobilemoe_mlx.int4_rounding import as_quantized
 
 MODEL_FILE = "mobilemoe_model.py"
 
@@ -79,6 +78,8 @@ def convert(
         metadata = {**metadata, "format": "mlx"}
         extra_files[MODEL_FILE] = _MODEL_FILE_TEXT
         if (path := checkpoint.folder / "tokenizer_config.json").is_file():
+            from mobilemoe_mlx.tokenizer_config import plain_settings  # transformers is slow
+
             settings = files.read_json(path)
             if (plain := plain_settings(settings)) != settings:
                 extra_files[path.name] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"

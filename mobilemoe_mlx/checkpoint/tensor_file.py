@@ -57,6 +57,7 @@ class Tensor(NamedTuple):
     dtype: str  # a key of MLX_TYPES (any of ITEM_BYTES in a header that is not yet checked)
     shape: tuple[int, ...]
     read: Callable[[], mx.array]
+    place: tuple[Path, int] | None = None  # file and offset of its bytes; None: not in a file
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +131,9 @@ def read_header(path: Path) -> Header:
     data = 8 + length
     return Header(
         {
-            name: Tensor(dtype, shape, _reader(path, dtype, shape, data + begin))
+            name: Tensor(
+                dtype, shape, _reader(path, dtype, shape, data + begin), (path, data + begin)
+            )
             for name, (dtype, shape, begin, _) in entries.items()
         },
         metadata,

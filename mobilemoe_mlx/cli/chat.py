@@ -7,6 +7,7 @@ import io
 import sys
 
 from mobilemoe_mlx.chat_commands import HELP
+from mobilemoe_mlx.cli.engine_arguments import add_engine_arguments
 from mobilemoe_mlx.cli.generate import (
     add_generation_arguments,
     generation_options,
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before the first turn")
     parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     add_generation_arguments(parser)
+    add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     messages = [] if args.load is None else conversation_file.load(args.load)
     if messages and messages[0]["role"] == "system" and args.system is not None:
         raise UserError(f"{args.load} has a system message: leave out --system.")
-    engine, tokenizer = open_and_tell(args.model)
+    engine, tokenizer = open_and_tell(args)
     conversation = chat.Conversation(engine, tokenizer, options, args.system)
     if messages:
         conversation.load(messages)

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.cli.engine_arguments import add_engine_arguments, engine_options
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin"
     )
     add_generation_arguments(parser)
+    add_engine_arguments(parser)
     add_json_argument(parser)
 
 
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         text = _read("-" if args.prompt_file is None else args.prompt_file)
     if not text:
         raise UserError("The prompt is empty: there is nothing to continue.")
-    engine, tokenizer = open_and_tell(args.model)
+    engine, tokenizer = open_and_tell(args)
     session = engine.session()
     prompt = encode_prompt(tokenizer, text)
     room = tokens_left(session, len(prompt))
@@ -141,15 +143,16 @@ def run(args: argparse.Namespace) -> None:
                 print(item.text, end="", flush=True)
 
 
-def open_and_tell(model: str) -> tuple[Engine, ChatTokenizer]:
-    """`generate.open_with_tokenizer`, with word of it where standard error is a terminal."""
+def open_and_tell(args: argparse.Namespace) -> tuple[Engine, ChatTokenizer]:
+    """The engine and tokenizer of `args`, with word of it where standard error is a terminal."""
     from mobilemoe_mlx.generate import open_with_tokenizer
 
+    options = engine_options(args)
     if not sys.stderr.isatty():
-        return open_with_tokenizer(model)
-    print(f"Loading {model} ...", file=sys.stderr)
+        return open_with_tokenizer(args.model, **options)
+    print(f"Loading {args.model} ...", file=sys.stderr)
     start = time.perf_counter()
-    engine, tokenizer = open_with_tokenizer(model)
+    engine, tokenizer = open_with_tokenizer(args.model, **options)
     print(
         f"Loaded {engine.describe()} in {time.perf_counter() - start:.1f} s.",
         file=sys.stderr,

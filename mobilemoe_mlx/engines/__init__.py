@@ -1,6 +1,6 @@
 """Engines run a checkpoint: one interface to prefill and decode, one file per engine.
 
-    engine = open_engine("facebook/MobileMoE-S-QAT", "mlx")
+    engine = open_engine("facebook/MobileMoE-S-QAT", "cpu", precision="exact", threads=2)
     session = engine.session(context=4096)
     logits = session.feed([128000, 9906])  # float32 [1, vocabulary]
 
@@ -11,25 +11,37 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.hub import resolve
+from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.cpu_kernel import library
 from mobilemoe_mlx.engines.engine import Engine, Session
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
 __all__ = ["ENGINES", "Engine", "Session", "open_engine"]
 
 # Name -> (module, class); a module is imported when its engine is opened.
-ENGINES = {"mlx": ("mobilemoe_mlx.engines.mlx", "MLXEngine")}
+ENGINES = {
+    "cpu": ("mobilemoe_mlx.engines.cpu", "CPUEngine"),
+    "mlx": ("mobilemoe_mlx.engines.mlx", "MLXEngine"),
+}
 
 
-def open_engine(folder: str | Path, name: str = "mlx", **options: Any) -> Engine:
+def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> Engine:
     """Open a checkpoint folder (or download a Hugging Face repository) with the engine `name`.
 
-    `options` are the engine's own: see its `open`. Raises UserError for an unknown engine or
+    `name`: a key of ENGINES; None: see `default_engine`. `options` are the engine's own: see its
+    `open`; those that are None are left to it. Raises UserError for an unknown engine or
     option, for an engine that is not installed, and for all that is wrong with the folder.
     """
+    folder = resolve(folder)
+    options = {option: value for option, value in options.items() if value is not None}
+    if name is None:
+        name = default_engine(folder)
     if name not in ENGINES:
         raise UserError(
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "
@@ -46,4 +58,15 @@ def open_engine(folder: str | Path, name: str = "mlx", **options: Any) -> Engine
             raise UserError(
                 f"The engine '{name}' has no option '{option}'{did_you_mean(option, known)}."
             )
-    return engine.open(resolve(folder), **options)
+    return engine.open(folder, **options)
+
+
+def default_engine(folder: Path) -> str:
+    """The engine of a checkpoint folder where nobody chooses one.
+
+    "cpu" for INT4 on Linux, where MLX's own INT4 product is slow, if the kernel is built; else
+    "mlx". Raises UserError for all that is wrong with the folder's headers.
+    """
+    if sys.platform != "linux" or not library.is_built():
+        return "mlx"
+    return "mlx" if open_checkpoint(folder).layout is Layout.FLOAT else "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +13,9 @@ import numpy as np
 from mobilemoe_mlx.checkpoint.damage import non_finite_error
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.sampling import Sampler
+
+if TYPE_CHECKING:  # mlx-lm is slow to import, and feeding needs none of it
+    from mobilemoe_mlx.sampling import Sampler
 
 Progress = Callable[[int, int], None]
 

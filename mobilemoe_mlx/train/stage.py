@@ -12,8 +12,9 @@ from mlx.utils import tree_map
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import load_save
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.quantized import as_quantized, fake_quantize_parameters, quantize_parameters
+from mobilemoe_mlx.quantized import fake_quantize_parameters
 from mobilemoe_mlx.train.bookkeeping import Bookkeeping
 from mobilemoe_mlx.train.data import StageData
 from mobilemoe_mlx.train.evaluate import heldout_loss

@@ -24,8 +24,8 @@ from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor, encode_header
 from mobilemoe_mlx.config import PRESETS, ModelArgs
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.quantized import as_quantized, quantize_parameters
 
 
 def args_for(args: ModelArgs, layout: Layout) -> ModelArgs:

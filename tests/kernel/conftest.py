@@ -1,19 +1,17 @@
-"""The kernel's library, built once a session."""
+"""The kernel's library, the same that the package loads, and its code paths."""
 
 from __future__ import annotations
 
-import kernel_library
 import pytest
 from kernel_library import Library
 
+from mobilemoe_mlx.cpu_kernel import library as package
+
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The library with every code path that this machine's compiler and CPU have."""
-    compiler = kernel_library.compiler()
-    if compiler is None:
-        pytest.skip("the kernel's tests need a C++ compiler: install g++ or clang, or set CXX")
-    return Library(kernel_library.build(tmp_path_factory.mktemp("kernel"), compiler))
+def library(kernel_is_built: None) -> Library:
+    """The library, with every code path that this machine's compiler and CPU have."""
+    return Library(package.PATH)
 
 
 @pytest.fixture(params=["portable", "avx2"])

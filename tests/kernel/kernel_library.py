@@ -1,95 +1,18 @@
-"""The C++ kernel, built from its sources and called through its C header with ctypes."""
+"""The CPU kernel's operators one by one, on numpy arrays; the package calls only whole models."""
 
 from __future__ import annotations
 
 import ctypes as c
-import os
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mobilemoe_mlx.cpu_kernel import library as package
+from mobilemoe_mlx.cpu_kernel.library import floats, integers, tensor
+from mobilemoe_mlx.cpu_kernel.structures import Int4, MoeWeights
+
 KERNEL = Path(__file__).parents[2] / "coreml" / "kernel"
-PRECISIONS = {"exact": 0, "int16": 1, "int8": 2}
-CACHES = {"float32": 0, "float16": 1, "int8": 2}
-OK, BAD_ARGUMENT, OUT_OF_MEMORY, UNSUPPORTED_CPU, CONTEXT_FULL, CANCELLED, BUSY = range(7)
-
-
-class Tensor(c.Structure):
-    _fields_ = [("data", c.c_void_p), ("bytes", c.c_size_t)]
-
-
-class Int4(c.Structure):
-    _fields_ = [("codes", Tensor), ("scales", Tensor)]
-
-
-class Error(c.Structure):
-    _fields_ = [("status", c.c_int), ("message", c.c_char * 256)]
-
-
-class RuntimeOptions(c.Structure):
-    _fields_ = [("precision", c.c_int), ("threads", c.c_int32), ("cpu_path", c.c_char_p)]
-
-
-class Config(c.Structure):
-    _fields_ = [
-        *[
-            (name, c.c_int32)
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "head_dim",
-                "intermediate_size",
-                "intermediate_size_mlp",
-                "num_local_experts",
-                "num_experts_per_tok",
-                "norm_topk_prob",
-                "use_qk_norm",
-            )
-        ],
-        ("rms_norm_eps", c.c_float),
-        ("routed_scaling_factor", c.c_float),
-        ("rope_periods", c.POINTER(c.c_float)),
-    ]
-
-
-class MoeWeights(c.Structure):
-    _fields_ = [
-        ("router", Tensor),
-        ("expert_bias", Tensor),
-        ("gate_up", Int4),
-        ("down", Int4),
-        ("shared_gate", Int4),
-        ("shared_up", Int4),
-        ("shared_down", Int4),
-    ]
-
-
-class LayerWeights(c.Structure):
-    _fields_ = [
-        ("input_layernorm", Tensor),
-        ("q_proj", Int4),
-        ("k_proj", Int4),
-        ("v_proj", Int4),
-        ("o_proj", Int4),
-        ("post_attention_layernorm", Tensor),
-        ("feed_forward", MoeWeights),
-        ("sliding_window", c.c_int32),
-    ]
-
-
-class Weights(c.Structure):
-    _fields_ = [("embed_tokens", Int4), ("norm", Tensor), ("layers", c.POINTER(LayerWeights))]
-
-
-class SessionOptions(c.Structure):
-    _fields_ = [("context", c.c_int32), ("cache_type", c.c_int), ("block", c.c_int32)]
 
 
 class AttentionShape(c.Structure):
@@ -116,98 +39,13 @@ class MoeShape(c.Structure):
     ]
 
 
-class KernelError(Exception):
-    """A code that is not MOBILEMOE_OK, with its sentence."""
-
-    def __init__(self, error: Error) -> None:
-        super().__init__(error.message.decode())
-        self.status = int(error.status)
-
-
-def compiler() -> str | None:
-    """The C++ compiler that builds the library: $CXX, or what the system calls c++."""
-    return shutil.which(os.environ.get("CXX") or "c++")
-
-
-def build(folder: Path, compiler: str, *flags: str) -> Path:
-    """Compile every source, two at a time, into a shared library in `folder`."""
-    sources = sorted((KERNEL / "src").glob("*.cpp"))
-    options = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        include = ["-I", str(KERNEL / "include")]
-        run([compiler, *options, *flags, *include, "-c", str(source), "-o", str(target)])
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
-    library = folder / "libmobilemoe.so"
-    run([compiler, *flags, "-shared", "-o", str(library), *map(str, objects), "-pthread"])
-    return library
-
-
-def run(command: list[str]) -> None:
-    """Run a command; its output is the message of the failure."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-
-
-def tensor(array: np.ndarray | None) -> Tensor:
-    """A view: `array` must be kept alive."""
-    if array is None:
-        return Tensor(None, 0)
-    assert array.flags.c_contiguous
-    return Tensor(array.ctypes.data, array.nbytes)
-
-
-def floats(array: np.ndarray | None) -> Any:
-    """A pointer to float32."""
-    if array is None:
-        return None
-    assert array.dtype == np.float32 and array.flags.c_contiguous
-    return array.ctypes.data_as(c.POINTER(c.c_float))
-
-
-def integers(array: np.ndarray) -> Any:
-    """A pointer to int32."""
-    assert array.dtype == np.int32 and array.flags.c_contiguous
-    return array.ctypes.data_as(c.POINTER(c.c_int32))
-
-
-class Library:
-    """The loaded library; its functions by their names without the prefix."""
+class Library(package.Library):
+    """The library, with the operators' functions declared."""
 
     def __init__(self, path: Path) -> None:
-        self._library = c.CDLL(str(path))
-        for name in (
-            "linear_int4_workspace",
-            "head_workspace",
-            "attention_workspace",
-            "moe_ffn_workspace",
-            "session_saved_bytes",
-        ):
-            self.function(name).restype = c.c_size_t
-        self.function("runtime_cpu_path").restype = c.c_char_p
-        self.function("cpu_path_name").restype = c.c_char_p
-
-    def function(self, name: str) -> Any:
-        return getattr(self._library, f"mobilemoe_{name}")
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a function that returns a status; raise KernelError unless it is OK."""
-        error = Error()
-        status = self.function(name)(*arguments, c.byref(error))
-        assert status == error.status
-        if status != OK:
-            raise KernelError(error)
-
-    def cpu_paths(self) -> list[str]:
-        """The code paths of this CPU, fastest first."""
-        names = []
-        while (name := self.function("cpu_path_name")(len(names))) is not None:
-            names.append(name.decode())
-        return names
+        super().__init__(path)
+        for name in ("linear_int4", "head", "attention", "moe_ffn"):
+            self.function(f"{name}_workspace").restype = c.c_size_t
 
     def runtime(
         self, precision: str = "exact", threads: int = 2, cpu_path: str | None = None
@@ -215,36 +53,8 @@ class Library:
         return Runtime(self, precision, threads, cpu_path)
 
 
-class Handle:
-    """A handle that is destroyed with its object."""
-
-    kind = ""
-
-    def __init__(self, library: Library) -> None:
-        self.library = library
-        self.pointer = c.c_void_p()
-
-    def __del__(self) -> None:
-        self.library.function(f"{self.kind}_destroy")(self.pointer)
-
-
-class Runtime(Handle):
-    """A runtime, and the operators on numpy arrays."""
-
-    kind = "runtime"
-
-    def __init__(
-        self, library: Library, precision: str, threads: int, cpu_path: str | None
-    ) -> None:
-        super().__init__(library)
-        options = RuntimeOptions(
-            PRECISIONS[precision], threads, None if cpu_path is None else cpu_path.encode()
-        )
-        library.call("runtime_create", c.byref(options), c.byref(self.pointer))
-
-    @property
-    def cpu_path(self) -> str:
-        return str(self.library.function("runtime_cpu_path")(self.pointer).decode())
+class Runtime(package.Runtime):
+    """A runtime, and the operators."""
 
     def linear(self, codes: np.ndarray, scales: np.ndarray, x: np.ndarray) -> np.ndarray:
         rows, columns = codes.shape[0], codes.shape[1] * 2
@@ -368,68 +178,3 @@ class Runtime(Handle):
         bytes_needed = self.library.function(f"{operator}_workspace")(self.pointer, *sizes)
         self._room = np.full(bytes_needed, 0xFF, np.uint8)  # NaN wherever it is read too early
         return c.c_void_p(self._room.ctypes.data), c.c_size_t(bytes_needed)
-
-
-class Model(Handle):
-    """A model over arrays that `keep` holds alive."""
-
-    kind = "model"
-
-    def __init__(self, runtime: Runtime, config: Config, weights: Weights, keep: Any) -> None:
-        super().__init__(runtime.library)
-        self.runtime, self.keep, self.vocab_size = runtime, keep, config.vocab_size
-        self.library.call(
-            "model_create",
-            runtime.pointer,
-            c.byref(config),
-            c.byref(weights),
-            c.byref(self.pointer),
-        )
-
-    def session(self, context: int = 64, cache: str = "float32", block: int = 32) -> Session:
-        return Session(self, context, cache, block)
-
-
-class Session(Handle):
-    """A session on numpy arrays."""
-
-    kind = "session"
-
-    def __init__(self, model: Model, context: int, cache: str, block: int) -> None:
-        super().__init__(model.library)
-        self.model = model
-        options = SessionOptions(context, CACHES[cache], block)
-        self.library.call("session_create", model.pointer, c.byref(options), c.byref(self.pointer))
-
-    @property
-    def position(self) -> int:
-        return int(self.library.function("session_position")(self.pointer))
-
-    def feed(self, tokens: Any, all_logits: bool = False) -> np.ndarray:
-        """float32 [tokens or 1, vocabulary]."""
-        ids = np.ascontiguousarray(tokens, np.int32)
-        rows = len(ids) if all_logits else 1
-        logits = np.full((rows, self.model.vocab_size), np.nan, np.float32)
-        which = 2 if all_logits else 1
-        self.library.call(
-            "session_feed", self.pointer, integers(ids), len(ids), which, floats(logits)
-        )
-        return logits
-
-    def rewind(self, position: int) -> None:
-        self.library.call("session_rewind", self.pointer, position)
-
-    def cancel(self) -> None:
-        self.library.function("session_cancel")(self.pointer)
-
-    def save(self) -> np.ndarray:
-        saved = np.empty(self.library.function("session_saved_bytes")(self.pointer), np.uint8)
-        self.library.call("session_save", self.pointer, *_pointer_and_size(saved))
-        return saved
-
-    def load(self, saved: np.ndarray) -> None:
-        self.library.call("session_load", self.pointer, *_pointer_and_size(saved))
-
-
-def _pointer_and_size(array: np.ndarray) -> tuple[Any, Any]:
-    return c.c_void_p(array.ctypes.data), c.c_size_t(array.nbytes)

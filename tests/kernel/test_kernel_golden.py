@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_library import AttentionShape, Int4, Library, MoeShape, MoeWeights, tensor
+from kernel_library import AttentionShape, Library, MoeShape
 from safetensors.numpy import load_file, safe_open
+
+from mobilemoe_mlx.cpu_kernel.library import tensor
+from mobilemoe_mlx.cpu_kernel.structures import Int4, MoeWeights
 
 FOLDER = Path(__file__).parents[2] / "coreml" / "golden"
 LIMIT = 1e-5  # of coreml/README.md, section 8, for float32

@@ -9,11 +9,14 @@ import kernel_reference as reference
 import numpy as np
 import pytest
 import torch
-from kernel_library import CANCELLED, KernelError, Library, Model
-from kernel_model import open_model, read_folder
+from kernel_library import Library
+from kernel_model import read_folder
 
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.cpu_kernel.library import KernelError, Model
+from mobilemoe_mlx.cpu_kernel.structures import CANCELLED
+from mobilemoe_mlx.engines.cpu_weights import kernel_config, kernel_model
 from mobilemoe_mlx.model import rope_periods
 
 TOKENS = 60
@@ -48,12 +51,12 @@ def model(
     threads: int = 2,
     cpu_path: str | None = None,
 ) -> Model:
-    return open_model(library.runtime(precision, threads, cpu_path), *folder)
+    return kernel_model(library.runtime(precision, threads, cpu_path), *folder)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_logits_are_those_of_pytorch(library, folder, tokens, torch_logits, cpu_path, precision):
-    session = model(library, folder, precision, cpu_path=cpu_path).session(block=7)
+    session = model(library, folder, precision, cpu_path=cpu_path).session(64, block=7)
     logits = session.feed(tokens, all_logits=True)
     assert reference.relative_error(logits, torch_logits) < LIMITS[precision]
     assert session.position == TOKENS
@@ -61,7 +64,7 @@ def test_logits_are_those_of_pytorch(library, folder, tokens, torch_logits, cpu_
 
 @pytest.mark.parametrize("cache", ["float16", "int8"])
 def test_a_narrow_cache_is_nearly_exact(library, folder, tokens, torch_logits, cpu_path, cache):
-    session = model(library, folder, cpu_path=cpu_path).session(cache=cache)
+    session = model(library, folder, cpu_path=cpu_path).session(64, cache=cache)
     logits = session.feed(tokens, all_logits=True)
     errors = [
         reference.relative_error(y, wanted) for y, wanted in zip(logits, torch_logits, strict=True)
@@ -72,10 +75,12 @@ def test_a_narrow_cache_is_nearly_exact(library, folder, tokens, torch_logits, c
 
 def test_exact_logits_do_not_depend_on_how_tokens_are_fed(library, folder, tokens, cpu_path):
     """Decode, prefill, any block, any cut, any number of threads: the same bits."""
-    whole = model(library, folder, threads=1, cpu_path=cpu_path).session()
+    whole = model(library, folder, threads=1, cpu_path=cpu_path).session(64)
     wanted = whole.feed(tokens, all_logits=True)
     for threads, block, cuts in [(2, 64, range(1, TOKENS)), (3, 5, (1, 2, 34)), (16, 1, ())]:
-        session = model(library, folder, threads=threads, cpu_path=cpu_path).session(block=block)
+        session = model(library, folder, threads=threads, cpu_path=cpu_path).session(
+            64, block=block
+        )
         parts = np.split(tokens, list(cuts))
         logits = [session.feed(part, all_logits=True) for part in parts]
         np.testing.assert_array_equal(np.concatenate(logits), wanted)
@@ -87,26 +92,26 @@ def test_rounded_logits_hardly_depend_on_how_tokens_are_fed(
     library, folder, tokens, cpu_path, precision
 ):
     opened = model(library, folder, precision, cpu_path=cpu_path)
-    wanted = opened.session().feed(tokens, all_logits=True)
-    session = opened.session()
+    wanted = opened.session(64).feed(tokens, all_logits=True)
+    session = opened.session(64)
     one_by_one = np.concatenate([session.feed(tokens[i : i + 1]) for i in range(TOKENS)])
     assert reference.relative_error(one_by_one, wanted) < LIMITS[precision]
     for threads in (1, 5):
-        other = model(library, folder, precision, threads, cpu_path).session()
+        other = model(library, folder, precision, threads, cpu_path).session(64)
         np.testing.assert_array_equal(other.feed(tokens, all_logits=True), wanted)
 
 
 def test_last_logits_are_the_last_of_all(library, folder, tokens):
     opened = model(library, folder)
     np.testing.assert_array_equal(
-        opened.session().feed(tokens), opened.session().feed(tokens, all_logits=True)[-1:]
+        opened.session(64).feed(tokens), opened.session(64).feed(tokens, all_logits=True)[-1:]
     )
 
 
 @pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
 def test_rewind_save_and_load(library, folder, tokens, cache):
     opened = model(library, folder)
-    session = opened.session(cache=cache)
+    session = opened.session(64, cache=cache)
     session.feed(tokens[:20])
     saved = session.save()
     wanted = session.feed(tokens[20:])
@@ -124,11 +129,11 @@ def test_rewind_save_and_load(library, folder, tokens, cache):
 
 def test_two_sessions_at_once(library, folder, tokens):
     opened = model(library, folder)
-    wanted = [opened.session().feed(t, all_logits=True) for t in (tokens, tokens[::-1])]
+    wanted = [opened.session(64).feed(t, all_logits=True) for t in (tokens, tokens[::-1])]
     found: dict[int, np.ndarray] = {}
 
     def work(index: int) -> None:
-        session = opened.session(block=4)
+        session = opened.session(64, block=4)
         ids = tokens[:: (1, -1)[index]]
         found[index] = np.concatenate([session.feed(ids[i : i + 6], True) for i in range(0, 60, 6)])
 
@@ -142,20 +147,18 @@ def test_two_sessions_at_once(library, folder, tokens):
 
 
 def test_cancel_leaves_the_session_as_it_was(library, folder, tokens):
-    session = model(library, folder).session()
+    session = model(library, folder).session(64)
     session.feed(tokens[:10])
     session.cancel()
     with pytest.raises(KernelError) as raised:
         session.feed(tokens[10:])
     assert raised.value.status == CANCELLED
     assert session.position == 10
-    fresh = model(library, folder).session()
+    fresh = model(library, folder).session(64)
     fresh.feed(tokens[:10])
     np.testing.assert_array_equal(session.feed(tokens[10:]), fresh.feed(tokens[10:]))
 
 
 def test_rope_periods_are_those_of_the_model(library, tiny_args):
-    from kernel_model import config_of
-
-    _, periods = config_of(tiny_args, library)
+    _, periods = kernel_config(tiny_args, library)
     np.testing.assert_allclose(periods, rope_periods(tiny_args), rtol=2e-7)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import kernel_reference as reference
 import numpy as np
 import pytest
-from kernel_library import AttentionShape, Int4, Library, MoeShape, MoeWeights, tensor
+from kernel_library import AttentionShape, Library, MoeShape
 from kernel_reference import MoeTensors, Packed, activations, random_int4, relative_error
+
+from mobilemoe_mlx.cpu_kernel.library import tensor
+from mobilemoe_mlx.cpu_kernel.structures import Int4, MoeWeights
 
 # Relative to float64: what coreml/kernel/README.md promises.
 LIMITS = {"exact": 1e-5, "int16": 1e-3, "int8": 1e-2}
