@@ -38,6 +38,15 @@ def unfinished(folder: Path) -> str | None:
     return f"the download is not finished ({'; '.join(signs)}). Finish it with {finish}"
 
 
+def links_to_nothing(folder: Path) -> str | None:
+    """A few words about the links in `folder` whose files are absent; None: there are none.
+
+    What such a link names would otherwise be taken for a file that the checkpoint does without.
+    """
+    links = [p.name for p in files.visible(folder.iterdir()) if p.is_symlink() and not p.exists()]
+    return f"{_names(links)} leads to nothing" if links else None
+
+
 def hub_repository(folder: Path) -> str | None:
     """`owner/name` of a snapshot in Hugging Face's cache; None for any other folder."""
     parts = folder.absolute().parts
@@ -48,8 +57,8 @@ def hub_repository(folder: Path) -> str | None:
 
 def _signs(folder: Path, is_snapshot: bool) -> Iterator[str]:
     present = [path for path in folder.iterdir() if not path.name.startswith("._")]
-    if links := [p.name for p in present if p.is_symlink() and not p.exists()]:
-        yield f"{_names(links)} leads to nothing"
+    if (links := links_to_nothing(folder)) is not None:
+        yield links
     begun = [p for p in present if p.suffix in _BEGUN]
     begun += (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete")
     if is_snapshot:

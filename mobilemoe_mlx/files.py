@@ -193,7 +193,15 @@ def temporary_name(path: Path) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to the disk, rename. Raises OSError, leaving no part behind."""
+    """Write beside `path`, flush to the disk, rename.
+
+    What a link leads to is replaced, not the link; a pipe or device is written to as it is. Raises
+    OSError naming the file, leaving no part behind.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
@@ -201,8 +209,10 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -31,7 +31,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mobilemoe_mlx import chat_template, end_tokens, files
-from mobilemoe_mlx.downloads import unfinished
+from mobilemoe_mlx.all_or_none import all_or_none
+from mobilemoe_mlx.downloads import links_to_nothing, unfinished
 from mobilemoe_mlx.end_tokens import END_OF_TEXT as END_OF_TEXT
 from mobilemoe_mlx.end_tokens import EOT as EOT
 from mobilemoe_mlx.errors import UserError
@@ -104,6 +105,8 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatToke
     folder = files.user_path(folder)
     path = folder / "tokenizer.json"
     content = _tokenizer_json(path)
+    if links_to_nothing(folder) is not None:
+        raise UserError(f"{folder}: {unfinished(folder)}.")
     _refuse_code(folder)
     try:
         raw = Tokenizer.from_file(str(path))
@@ -222,7 +225,6 @@ def train_tokenizer(
         raise UserError("There is no text to train the tokenizer on: every input is empty.")
     model = _train_sentencepiece(sample, vocab_size)
     folder = files.user_path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = _tokenizer_config()
     special_tokens_map = {key: config[key] for key in ("bos_token", "eos_token")}
     contents = {
@@ -231,8 +233,9 @@ def train_tokenizer(
         "tokenizer_config.json": json.dumps(config, indent=2).encode(),
         "special_tokens_map.json": json.dumps(special_tokens_map, indent=2).encode(),
     }
-    for name, content in contents.items():
-        files.write(folder / name, content)
+    with all_or_none([folder / name for name in contents], folder / ".tokenizer.partial") as work:
+        for name, content in contents.items():
+            files.write(work / name, content)
     return {
         "vocab_size": vocab_size,
         "texts": len(sample),

@@ -148,6 +148,19 @@ def test_a_tokenizer_that_was_not_downloaded(bf16_folder: Path, tmp_path: Path) 
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "special_tokens_map.json"])
+def test_a_link_to_nothing_is_no_absent_file(bf16_folder: Path, tmp_path: Path, name: str) -> None:
+    """Both files may be absent, but not lost."""
+    folder = snapshot(tmp_path, bf16_folder)
+    (folder / name).unlink(missing_ok=True)
+    open_checkpoint(folder)
+    load_tokenizer(folder)
+    (folder / name).symlink_to("../../blobs/lost")
+    for read in (open_checkpoint, load_tokenizer):
+        with pytest.raises(UserError, match=rf"{name} leads to nothing.*hf download acme/mini-moe"):
+            read(folder)
+
+
 def test_files_of_macos_are_no_weights(bf16_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(bf16_folder, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -119,6 +120,35 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
         files.write_json(path, {"b": object()})
     assert files.read_json(path) == {"b": [1, "é"]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to("there/a.json")
+    for content in (1, 2):  # at first it leads nowhere
+        files.write_json(link, content)
+        assert link.is_symlink() and files.read_json(tmp_path / "there" / "a.json") == content
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write(pipe, b"abc")
+    assert os.read(end, 9) == b"abc" and pipe.is_fifo()
+    os.close(end)
+
+
+def test_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        files.write(tmp_path / "a", b"abc")
+    assert error.value.filename == str(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    for folder in (tmp_path, Path("/"), Path(".")):
+        with pytest.raises(IsADirectoryError):
+            files.write(folder, b"abc")
 
 
 def test_sha256_is_of_the_content(tmp_path: Path) -> None:

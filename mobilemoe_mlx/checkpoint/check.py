@@ -25,7 +25,7 @@ from mobilemoe_mlx.checkpoint.layouts import (
 )
 from mobilemoe_mlx.checkpoint.tensor_file import DamagedFile, Tensor, read_header
 from mobilemoe_mlx.config import ModelArgs, read_config
-from mobilemoe_mlx.downloads import unfinished
+from mobilemoe_mlx.downloads import links_to_nothing, unfinished
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.files import visible
 
@@ -144,6 +144,8 @@ def _inspect(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         problems.append(str(error).rstrip("."))
     found = _read_headers(folder)
     problems += found.problems
+    if folder.is_dir() and (links := links_to_nothing(folder)) is not None:
+        problems.append(links)
     if args is None or not found.tensors:
         return None, problems
     layout = layout_of(found.tensors)

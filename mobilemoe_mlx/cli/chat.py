@@ -45,8 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if messages:
         conversation.load(messages)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # A line with other bytes is then refused by itself, and the next one is still read.
-        sys.stdin.reconfigure(errors="surrogateescape")
+        # A line with other bytes is then refused by itself, and the next one is still read. The
+        # encoding is that of files; the terminal keeps its own.
+        encoding = None if sys.stdin.isatty() else "utf-8-sig"
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")
     interactive = sys.stdin.isatty()
     if interactive:
         print(HELP, file=sys.stderr)

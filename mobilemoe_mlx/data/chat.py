@@ -51,8 +51,8 @@ def encode_conversation(
 def template_difference(tokenizer: ChatTokenizer) -> str | None:
     """Where the tokenizer's chat template first differs from the format of training; None: nowhere.
 
-    Asked with a short conversation, with a system message if the template takes one. A template
-    that fails on it has no answer either; it says so when it is used.
+    Asked with a short conversation, with a system message and without: a template may write one of
+    its own. What it refuses has no answer either; it says so when it is used.
     """
     messages = [
         {"role": "user", "content": "Hello, who are you?"},
@@ -71,7 +71,8 @@ def template_difference(tokenizer: ChatTokenizer) -> str | None:
         _, header_start, header_end, _ = _control_ids(tokenizer)
         answer = encode_text(tokenizer, "assistant")
         ours += [header_start, *answer, header_end, *encode_text(tokenizer, "\n\n")]
-        return _first_difference(tokenizer, theirs, ours)
+        if (difference := _first_difference(tokenizer, theirs, ours)) is not None:
+            return difference
     return None
 
 

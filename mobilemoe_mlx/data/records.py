@@ -133,8 +133,10 @@ def _part(part: Any, where: str, content_key: str) -> str | None:
         return part
     if not isinstance(part, Mapping):
         raise BadRecord(f"has, {where}, a {_kind(part)} as a part of '{content_key}'")
-    text = part.get("text")
-    if part.get("type", "text") not in _TEXT_PARTS:
+    text, kind = part.get("text"), part.get("type", "text")
+    if kind is not None and not isinstance(kind, str):
+        raise BadRecord(f"has, {where}, a {_kind(kind)} as the 'type' of a part of '{content_key}'")
+    if kind not in _TEXT_PARTS:
         return None
     if not isinstance(text, str):
         raise BadRecord(f"has, {where}, a text part without 'text' in '{content_key}'")

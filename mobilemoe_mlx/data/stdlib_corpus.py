@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import all_or_none
 from mobilemoe_mlx.data.stdlib_modules import family, is_heldout, is_public, library_modules
 from mobilemoe_mlx.data.stdlib_pages import pages, topics
 from mobilemoe_mlx.data.stdlib_questions import questions
@@ -36,7 +37,6 @@ def build_stdlib_corpus(folder: str | Path) -> dict[str, Any]:
             f"{library} holds no Python sources, so no corpus can be made from it; "
             "use a Python installed with its standard library's .py files."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, Iterable[dict[str, Any]]] = {
         "code": ({"text": m.text, "source": m.name} for m in modules),
         "docs": [*pages(modules, library), *topics()],
@@ -45,14 +45,16 @@ def build_stdlib_corpus(folder: str | Path) -> dict[str, Any]:
     stats: dict[str, Any] = {"python": sys.version.split()[0]}
     stats["heldout_modules"] = sorted({family(m.name) for m in modules if is_heldout(m.name)})
     stats |= {"train": {}, "heldout": {}}
-    for kind, records in kinds.items():
-        splits: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
-        for record in records:
-            splits["heldout" if is_heldout(record["source"]) else "train"].append(record)
-        for split, members in splits.items():
-            _write_jsonl(folder / f"{kind}.{split}.jsonl", members)
-            characters = sum(map(_characters, members))
-            stats[split][kind] = {"records": len(members), "characters": characters}
+    targets = [folder / f"{kind}.{split}.jsonl" for kind in kinds for split in ("train", "heldout")]
+    with all_or_none(targets, folder / ".corpus.partial") as work:
+        for kind, records in kinds.items():
+            splits: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
+            for record in records:
+                splits["heldout" if is_heldout(record["source"]) else "train"].append(record)
+            for split, members in splits.items():
+                _write_jsonl(work / f"{kind}.{split}.jsonl", members)
+                characters = sum(map(_characters, members))
+                stats[split][kind] = {"records": len(members), "characters": characters}
     return stats
 
 

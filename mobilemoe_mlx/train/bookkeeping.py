@@ -167,6 +167,7 @@ class Bookkeeping:
         """Sum the stage up, as the last line of its metrics."""
         summary = summarize(
             self.name,
+            self.trainer.step,
             read_metrics(self.folder.metrics) if self._is_writer else [],
             self.data.batches.statistics(),
             self.data.heldout.statistics,

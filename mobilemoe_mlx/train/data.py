@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Heldout:
 
     batches: list[Batch]
     statistics: dict[str, SourceStatistics]  # by source name
-    digests: dict[str, str]  # SHA-256 of each local file, by name
+    digests: dict[str, str]  # SHA-256 of each local file, by name; "name (2)": the second of it
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,11 @@ def read_heldout(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper
             on_bad_record=data.on_bad_record,
         )
         heldout.batches.extend(batches)
+    names: Counter[str] = Counter()
     for path in _heldout_files(recipe, stage, config):
-        heldout.digests[path.name] = files.sha256(path)
+        names[path.name] += 1
+        again = f" ({names[path.name]})" if names[path.name] > 1 else ""
+        heldout.digests[path.name + again] = files.sha256(path)
     return heldout
 
 

@@ -122,8 +122,8 @@ def _prepare(
     if unfinished and not folder.stage(unfinished[0]).has_started:
         earlier = list(recipe.stages)[: list(recipe.stages).index(unfinished[0])]
         if earlier:
-            model.update(finished_parameters(folder.stage(earlier[-1]), args))
-        elif weights := starting_parameters(recipe, folder, init, args):
+            model.update(finished_parameters(folder.stage(earlier[-1]), model))
+        elif weights := starting_parameters(recipe, folder, init, model):
             model.update(weights)
     about = [f"{name}: {notice}" for name, (_, data) in stages.items() for notice in data.notices]
     about += _about_chat_template(tokenizer, stages)

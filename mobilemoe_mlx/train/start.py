@@ -12,8 +12,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mobilemoe_mlx import end_tokens, files
 from mobilemoe_mlx.checkpoint import hub, load_save
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import dequantize_parameters
 from mobilemoe_mlx.tokenizer import CHAT_TEMPLATE, eos_token_ids
 from mobilemoe_mlx.train import state
@@ -106,19 +109,19 @@ def model_args(
 
 
 def starting_parameters(
-    recipe: Recipe, run: RunFolder, init: str | None, args: ModelArgs
+    recipe: Recipe, run: RunFolder, init: str | None, model: Model
 ) -> dict[str, Any] | None:
     """The float32 weights that the recipe's first stage starts from; None: random ones.
 
     Those of `init`; else of the newest stage before it in `run`. Raises UserError.
     """
     if init is not None:
-        return initial_parameters(init, args)
+        return initial_parameters(init, model.args)
     first = next(iter(recipe.stages))
     for name in reversed(STAGES[: STAGES.index(first)]):
         folder = run.stage(name)
         if folder.is_finished:
-            return finished_parameters(folder, args)
+            return finished_parameters(folder, model)
         if folder.has_started:
             raise UserError(
                 f"{folder.path} is not finished: resume it before {first} "
@@ -132,18 +135,20 @@ def starting_parameters(
     return None
 
 
-def finished_parameters(folder: StageFolder, args: ModelArgs) -> dict[str, Any]:
+def finished_parameters(folder: StageFolder, model: Model) -> dict[str, Any]:
     """A finished stage's weights, from its last checkpoint or, where those were deleted, from its
     model, which is rounded to bfloat16 or INT4."""
     last = state.latest(folder.checkpoints)
     if last is not None:
-        return state.load_parameters(last)
-    return initial_parameters(str(folder.model), args)
+        return state.load_parameters(last, model.parameters())
+    return initial_parameters(str(folder.model), model.args)
 
 
 def initial_parameters(init: str, args: ModelArgs) -> dict[str, Any]:
     """A checkpoint's parameters, float32 (INT4 dequantised exactly), if its shapes fit."""
-    model = load_save.load_model(hub.resolve(init), dtype=mx.float32)
+    folder = hub.resolve(init)
+    check_finite(open_checkpoint(folder))
+    model = load_save.load_model(folder, dtype=mx.float32)
     for name in (f.name for f in dataclasses.fields(args) if f.name not in _FREE_IN_INIT):
         ours, theirs = getattr(args, name), getattr(model.args, name)
         if ours != theirs:

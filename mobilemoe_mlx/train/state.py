@@ -76,10 +76,15 @@ def latest(folder: Path, before: int | None = None) -> Path | None:
 
 
 def load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
-    """Put a checkpoint's state into `trainer`; returns what `extra` held."""
-    trainer.adopt(load_parameters(checkpoint))
+    """Put a checkpoint's state into `trainer`; returns what `extra` held.
+
+    Raises UserError for a damaged checkpoint, and for one of another model.
+    """
+    trainer.adopt(load_parameters(checkpoint, trainer.all_parameters()))
     with refused_if_damaged(checkpoint):
-        trainer.optimizer.state = _read_arrays(checkpoint / _OPTIMIZER)
+        optimizer = _read_arrays(checkpoint / _OPTIMIZER)
+        _check_same_tensors(optimizer, trainer.optimizer.state)
+        trainer.optimizer.state = optimizer
         state = _read_state(checkpoint)
         trainer.step, (high, low) = state.pop("step"), state.pop("random_state")
         # MLX's key is the seed's two halves, and cannot be assigned.
@@ -101,10 +106,18 @@ def read_extra(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_parameters(checkpoint: Path) -> dict[str, Any]:
-    """The float32 parameter tree of a checkpoint (master weights and biases)."""
+def load_parameters(checkpoint: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The float32 parameter tree of a checkpoint (master weights and biases), all finite.
+
+    Raises UserError where its names and shapes are not those of the tree `like`.
+    """
     with refused_if_damaged(checkpoint):
-        return _read_arrays(checkpoint / _WEIGHTS)
+        parameters: dict[str, Any] = _read_arrays(checkpoint / _WEIGHTS)
+        _check_same_tensors(parameters, like)
+        for name, value in tree_flatten(parameters):
+            if not mx.isfinite(value).all().item():
+                raise ValueError(f"{name} has values that are not finite")
+        return parameters
 
 
 @contextlib.contextmanager
@@ -137,6 +150,18 @@ def _write_arrays(path: Path, tree: Any) -> None:
 
 def _read_arrays(path: Path) -> Any:
     return tree_unflatten([(name, mx.array(value)) for name, value in load_file(path).items()])
+
+
+def _check_same_tensors(found: Any, wanted: Any) -> None:
+    """Raise ValueError where two trees differ in names or shapes."""
+    shapes = {name: value.shape for name, value in tree_flatten(found)}
+    for name, value in tree_flatten(wanted):
+        if name not in shapes:
+            raise ValueError(f"it has no {name}")
+        if (shape := shapes.pop(name)) != value.shape:
+            raise ValueError(f"{name} is {list(shape)}, the model's is {list(value.shape)}")
+    if shapes:
+        raise ValueError(f"the model has no {next(iter(shapes))}")
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:

@@ -16,16 +16,13 @@ class StageSummary:
 
     stage: str
     steps: int
-    seconds: float  # of training steps, without evaluations and checkpoints
+    # Of training steps, without evaluations and checkpoints; None where the metrics lack steps.
+    seconds: float | None
+    tokens_per_second: float  # without padding, of the steps that the metrics have
     data: DataStatistics
     heldout: Mapping[str, SourceStatistics]  # what became of the held-out records
     heldout_before: float | None
     heldout_after: float | None
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of data, without padding, per second of training steps."""
-        return self.data.tokens / max(self.seconds, 1e-9)
 
     def record(self) -> dict[str, Any]:
         """The last line of the stage's metrics."""
@@ -34,7 +31,7 @@ class StageSummary:
             "summary": {
                 "tokens": self.data.tokens,
                 "padding": self.data.padding,
-                "seconds": round(self.seconds, 3),
+                "seconds": self.seconds,
                 "tokens_per_second": round(self.tokens_per_second, 1),
                 "heldout_before": self.heldout_before,
                 "heldout_after": self.heldout_after,
@@ -45,10 +42,10 @@ class StageSummary:
 
     def lines(self) -> Iterator[str]:
         """The summary for the terminal, line by line."""
+        time = "" if self.seconds is None else f" in {duration(self.seconds)}"
         yield (
             f"{STAGE_TITLES[self.stage]} is finished: {self.steps:,} steps, "
-            f"{self.data.tokens:,} tokens in {duration(self.seconds)} "
-            f"({self.tokens_per_second:,.0f} tokens/s)"
+            f"{self.data.tokens:,} tokens{time} ({self.tokens_per_second:,.0f} tokens/s)"
         )
         for name, counts in self.data.sources.items():
             yield f"  {name}: {counts.summary()}"
@@ -67,20 +64,23 @@ class StageSummary:
 
 def summarize(
     stage: str,
+    steps: int,
     rows: Sequence[Mapping[str, Any]],
     data: DataStatistics,
     heldout: Mapping[str, SourceStatistics],
     losses: Mapping[str, float],
 ) -> StageSummary:
-    """The summary of a stage from its metrics' `rows` and what its data counted.
+    """The summary of a stage of `steps` steps from its metrics' `rows` and what its data counted.
 
     `losses`: "start" and "end" on the held-out data, where there is any.
     """
-    steps = [row for row in rows if "loss" in row]
+    recorded = [row for row in rows if "loss" in row]
+    seconds = sum(row["tokens"] / max(row["tokens_per_second"], 1e-9) for row in recorded)
     return StageSummary(
         stage=stage,
-        steps=len(steps),
-        seconds=sum(row["tokens"] / max(row["tokens_per_second"], 1e-9) for row in steps),
+        steps=steps,
+        seconds=round(seconds, 3) if len(recorded) == steps else None,
+        tokens_per_second=sum(row["tokens"] for row in recorded) / max(seconds, 1e-9),
         data=data,
         heldout=heldout,
         heldout_before=losses.get("start"),

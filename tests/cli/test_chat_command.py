@@ -254,7 +254,7 @@ def test_chat_command_by_a_pipe(bf16_folder: Path) -> None:
             "--system",
             "Be brief.",
         ],
-        input=b"hello\n/reset\ncaf\xff\nhello\n",
+        input=b"\xef\xbb\xbfhello\n/reset\ncaf\xff\nhello\n",
         capture_output=True,
         env=environment,
         timeout=120,

@@ -244,5 +244,9 @@ def test_a_template_of_another_format_is_told_once(
     conversation.tokenizer = other
     _, notes, _ = talk(conversation, "one", "two")
     assert notes.count("differs from the format that MobileMoE is trained in") == 1
+    other.chat_template = CHAT_TEMPLATE.replace(
+        "{% for", "{% if messages[0].role != 'system' %}You are brief.{% endif %}{% for", 1
+    )
+    assert "the template writes 'You are" in str(template_difference(other))
     other.chat_template = "{{ messages[-1].content }}"
     assert "at its beginning the template writes" in str(template_difference(other))

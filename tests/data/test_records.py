@@ -74,6 +74,8 @@ def test_conversations(messages: Any, expected: Any) -> None:
         ({"messages": [turn("user", {"text": "x"})]}, "message 1, a table as 'content'"),
         ({"messages": [turn("user", [3])]}, "a number as a part of 'content'"),
         ({"messages": [turn("user", [{"type": "text"}])]}, "a text part without 'text'"),
+        ({"messages": [turn("user", [{"type": ["text"]}])]}, "a list as the 'type' of a part"),
+        ({"messages": [turn("user", [{"type": {}}])]}, "a table as the 'type' of a part"),
     ],
 )
 def test_bad_conversations_are_named(row: dict[str, Any], message: str) -> None:

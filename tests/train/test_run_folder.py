@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from safetensors.numpy import load_file, save_file
 from training_fixtures import RECIPE, write_family
 
 from mobilemoe_mlx.config import read_config
@@ -230,6 +233,85 @@ def test_changed_heldout_data_is_refused_by_name(family: Path, interrupted: Path
         train(recipe, interrupted, resume=True)
     file.write_text(text)
     train(recipe, interrupted, resume=True)
+
+
+def test_heldout_files_of_one_name_are_told_apart(family: Path, tmp_path: Path):
+    names = [f"{folder}/held.jsonl" for folder in ("first", "second")]
+    for name in names:
+        (family.parent / name).parent.mkdir()
+        shutil.copyfile(family.parent / "heldout-text.jsonl", family.parent / name)
+    overrides = [f"data.heldout={json.dumps(names)}"]
+    run = tmp_path / "run"
+    train(load_recipe(family, overrides, ["pretrain"]), run)
+    shutil.rmtree(run / "pretrain" / "model")
+    for name, told in zip(names, ("held.jsonl", r"held.jsonl \(2\)"), strict=True):
+        file = family.parent / name
+        text = file.read_text()
+        file.write_text(text.replace("cat", "cow", 1))
+        with pytest.raises(UserError, match=rf"the held-out file {told} differs"):
+            train(load_recipe(family, overrides, ["pretrain"]), run, resume=True)
+        file.write_text(text)
+
+
+def test_weights_that_are_not_finite_are_not_trained(
+    recipe_path: Path, pretrained: Path, interrupted: Path, tmp_path: Path
+):
+    init = Path(shutil.copytree(pretrained / "pretrain" / "model", tmp_path / "init"))
+    last = state.latest(interrupted / "pretrain" / "checkpoints")
+    assert last is not None
+    for file in (init / "model.safetensors", last / "weights.safetensors"):
+        tensors = mx.load(str(file))
+        bias = next(name for name in tensors if name.endswith("layers.1.feed_forward.expert_bias"))
+        tensors[bias][0] = math.nan
+        mx.eval(tensors)
+        mx.save_safetensors(str(file), tensors, {"format": "pt"})
+    with pytest.raises(UserError, match=r"layers\.1\.\S*expert_bias has values that"):
+        train(load_recipe(recipe_path, stages=["midtrain"]), tmp_path / "new", init=str(init))
+    with pytest.raises(UserError, match=r"step-00000004 is damaged \(.*expert_bias has values"):
+        train(load_recipe(recipe_path, stages=["pretrain"]), interrupted, resume=True)
+
+
+def rename_one(tensors: dict[str, Any]) -> None:
+    name = next(iter(tensors))
+    tensors[f"{name}.other"] = tensors.pop(name)
+
+
+def drop_one(tensors: dict[str, Any]) -> None:
+    del tensors[next(iter(tensors))]
+
+
+def shorten_one(tensors: dict[str, Any]) -> None:
+    name = next(name for name, value in tensors.items() if value.ndim)
+    tensors[name] = tensors[name][:1]
+
+
+@pytest.mark.parametrize("change", [rename_one, drop_one, shorten_one])
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_of_another_model_is_refused(
+    family: Path, interrupted: Path, file: str, change: Callable[[dict[str, Any]], None]
+):
+    last = state.latest(interrupted / "pretrain" / "checkpoints")
+    assert last is not None
+    tensors = load_file(last / file)
+    change(tensors)
+    save_file(tensors, last / file)
+    with pytest.raises(UserError, match=r"step-00000004 is damaged \((it has no|.*model)"):
+        train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
+
+
+def test_the_summary_counts_steps_that_the_metrics_lost(family: Path, interrupted: Path):
+    metrics = interrupted / "pretrain" / "metrics.jsonl"
+    metrics.unlink()
+    said: list[str] = []
+    train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True, say=said.append)
+    *rows, last = read_metrics(metrics)
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 4 and last["step"] == 8
+    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in steps)
+    rate = sum(row["tokens"] for row in steps) / seconds
+    assert last["summary"]["seconds"] is None
+    assert last["summary"]["tokens_per_second"] == pytest.approx(rate, rel=1e-2)
+    assert any(" 8 steps, 1,024 tokens (" in line for line in said)
 
 
 @pytest.mark.parametrize("version", [None, 0, "2"])

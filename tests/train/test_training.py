@@ -480,8 +480,8 @@ def test_divergence_stops_with_the_last_good_checkpoint(recipe_path: Path, tmp_p
     good = run / "pretrain" / "checkpoints" / "step-00000000"
     assert str(error.value).endswith(f"The last good checkpoint: {good}.")
     assert losses(run, "pretrain").keys() == {1}
-    for value in tree_flatten(state.load_parameters(good)):
-        assert mx.isfinite(value[1]).all()
+    for value in mx.load(str(good / "weights.safetensors")).values():
+        assert mx.isfinite(value).all()
 
 
 # --- stored losses ----------------------------------------------------------------------------
