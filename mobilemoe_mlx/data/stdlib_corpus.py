@@ -8,22 +8,28 @@ from __future__ import annotations
 import json
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.all_or_none import all_or_none
+from mobilemoe_mlx.data.pieces import pieces
 from mobilemoe_mlx.data.stdlib_modules import family, is_heldout, is_public, library_modules
 from mobilemoe_mlx.data.stdlib_pages import pages, topics
 from mobilemoe_mlx.data.stdlib_questions import questions
 from mobilemoe_mlx.errors import UserError
 
+# Characters of a training record of code or docs at most. A small batch would otherwise lie in one
+# module, and its gradient say more of that module than of the language.
+PIECE = 2000
+
 
 def build_stdlib_corpus(folder: str | Path) -> dict[str, Any]:
     """Write {code,docs,qa}.{train,heldout}.jsonl into `folder`; about 10 seconds on one core.
 
-    Records of code and docs are {"text", "source"}, those of qa {"messages", "source"}. A module's
+    Records of code and docs are {"text", "source"}, those of qa {"messages", "source"}. Texts to
+    train on are cut into pieces of at most `PIECE` characters; held-out ones are whole. A module's
     records are all in the same split, in all three kinds. The same Python gives the same files.
 
     Returns {"python", "heldout_modules", "train", "heldout"}; the last two map each kind to its
@@ -50,12 +56,23 @@ def build_stdlib_corpus(folder: str | Path) -> dict[str, Any]:
         for kind, records in kinds.items():
             splits: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
             for record in records:
-                splits["heldout" if is_heldout(record["source"]) else "train"].append(record)
+                if is_heldout(record["source"]):
+                    splits["heldout"].append(record)
+                else:
+                    splits["train"].extend(_in_pieces(record))
             for split, members in splits.items():
                 _write_jsonl(work / f"{kind}.{split}.jsonl", members)
                 characters = sum(map(_characters, members))
                 stats[split][kind] = {"records": len(members), "characters": characters}
     return stats
+
+
+def _in_pieces(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "text" not in record:
+        yield record
+        return
+    for piece in pieces(record["text"], PIECE):
+        yield {**record, "text": piece}
 
 
 def _characters(record: dict[str, Any]) -> int:
