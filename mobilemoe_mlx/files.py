@@ -100,14 +100,26 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content; raises UserError naming the file and what is wrong in it."""
+    """A JSON file's content; raises UserError as `parse_json` does, naming the file."""
     return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The content of a JSON text; raises UserError naming `where`."""
+    """The content of a JSON text; raises UserError naming `where`.
+
+    A key that an object has twice is an error: it would have two values.
+    """
+
+    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in content if names.count(name) > 1)
+            raise UserError(f"{where} has '{twice}' twice in one object: remove the wrong one.")
+        return content
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_twins)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}.") from None
 

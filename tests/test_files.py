@@ -32,6 +32,7 @@ def test_a_byte_order_mark_is_removed_once(tmp_path: Path) -> None:
         (b"ab\xff", files.read_text, "a.txt is not UTF-8 text: byte 2 is 0xff"),
         ("x".encode("utf-16"), files.read_text, "a.txt is UTF-16, not UTF-8"),
         (b"{", files.read_json, "a.txt is not valid JSON"),
+        (b'{"a": 1, "b": [{"c": 1, "c": 1}]}', files.read_json, "a.txt has 'c' twice"),
         (b"[" * 100_000, files.read_json, "a.txt is not valid JSON"),
         (b"a =", files.read_toml, "a.txt is not valid TOML"),
     ],

@@ -209,7 +209,11 @@ def _read_index(folder: Path, found: _Found) -> dict[str, str] | None:
         weight_map = files.read_json(path)["weight_map"]
         if not all(isinstance(v, str) for v in weight_map.values()):
             raise TypeError
-    except (UserError, KeyError, TypeError, AttributeError):
+    except UserError as error:
+        found.problems.append(str(error).rstrip("."))
+        found.incomplete = True
+        return {}
+    except (KeyError, TypeError, AttributeError):
         found.problems.append(f"{INDEX_FILE} is not JSON with a table 'weight_map' of file names")
         found.incomplete = True
         return {}

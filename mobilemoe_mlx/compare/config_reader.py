@@ -9,6 +9,7 @@ the forward pass is looked up under each name it may have, and what is left over
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,24 @@ _RIGHT = {
 
 def read_reference_config(folder: Path) -> ReferenceConfig:
     """Read `folder`/config.json; raises UserError for one that this second reading refuses."""
-    config = files.read_json(folder / "config.json")
+    text = files.read_text(folder / "config.json")
+    try:
+        config = json.loads(text, object_pairs_hook=_unambiguous)
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} is not a JSON object.")
     return reference_config(config)
+
+
+def _unambiguous(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of config.json, in which every name may stand once."""
+    values: dict[str, Any] = {}
+    for name, value in members:
+        if name in values:
+            raise UserError(f"config.json has two values of {name}: {values[name]} and {value}.")
+        values[name] = value
+    return values
 
 
 def reference_config(config: Mapping[str, Any]) -> ReferenceConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from mobilemoe_mlx.errors import UserError
 NAME = "manifest.json"
 VERSION = 1
 
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,11 @@ def read_manifest(path: Path, format: str) -> Manifest:
 
     Raises UserError naming the file when it cannot be read, is damaged or of another kind.
     """
-    text = files.read_text(path)
     try:
-        content = json.loads(text)
+        content = files.read_json(path)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}: export again.") from None
+    try:
         kind = content["format"], content["version"]
         listed = {
             str(name): ListedFile(int(file["bytes"]), str(file["sha256"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
-from mobilemoe_mlx.files import resolved, user_path
+from mobilemoe_mlx.files import parse_json, resolved, user_path
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.quantized import quantize_model
@@ -138,12 +137,7 @@ def _check_choices(cases: Sequence[str], greedy_tokens: int, seed: int) -> None:
 def _check_same_model(saved: SavedExport, checkpoint: Checkpoint) -> None:
     if (config := saved.user_defined.get("config")) is None:
         raise UserError(f"{saved.path} does not say which model it is: it is no export of ours.")
-    try:
-        args = ModelArgs.from_dict(json.loads(config))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{saved.path}: its description of the model is damaged: {error}."
-        ) from None
+    args = ModelArgs.from_dict(parse_json(config, f"The model's description in {saved.path}"))
     for name, value in saved.facts.items():
         if saved.user_defined.get(name) != str(value):
             raise UserError(

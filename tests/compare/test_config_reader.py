@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from mobilemoe_mlx.compare.config_reader import (
     ReferenceConfig,
     check_agreement,
     disagreements,
+    read_reference_config,
     reference_config,
 )
-from mobilemoe_mlx.config import PRESETS, ModelArgs, RopeScaling
+from mobilemoe_mlx.config import PRESETS, ModelArgs, RopeScaling, read_config
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.package import export_coreml
@@ -99,6 +101,24 @@ def test_a_misread_field_is_found(name: str) -> None:
 def test_what_the_reference_does_not_implement_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         reference_config({**S, **changes})
+
+
+@pytest.mark.parametrize("read", [read_config, read_reference_config])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rope_theta", json.dumps(S)[:-1] + ', "rope_theta": 1e6}'),
+        ("factor", json.dumps(S).replace('"factor": 16.0', '"factor": 16.0, "factor": 8.0')),
+    ],
+)
+def test_a_field_with_two_values_is_refused_by_both(
+    read: Callable[[Path], Any], name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(S))
+    read(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"config\.json has .*{name}"):
+        read(tmp_path)
 
 
 def test_verify_does_not_believe_a_misread_configuration(

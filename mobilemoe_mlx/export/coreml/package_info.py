@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from mobilemoe_mlx.export.coreml import metadata, names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
-from mobilemoe_mlx.files import resolved
+from mobilemoe_mlx.files import parse_json, resolved
 from mobilemoe_mlx.mil.program import (
     Constant,
     Operation,
@@ -131,8 +130,8 @@ def describe_package(path: str | Path) -> PackageInfo:
     try:
         form, target, logits = fields["form"], fields["target"], fields["logits"]
         context, block = int(fields["context"]), int(fields["prefill_block"])
-        quantization = json.loads(fields["quantization"])
-        config = json.loads(fields["config"])
+        quantization = parse_json(fields["quantization"], f"The quantization in {path}")
+        config = parse_json(fields["config"], f"The model's description in {path}")
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{path} is a Core ML package, but not one that `mobilemoe export coreml` wrote: its "

@@ -301,6 +301,9 @@ def test_resources_that_no_app_can_read(int4_folder: Path, tmp_path: Path, name:
     with pytest.raises(UserError, match=f"{name} of the checkpoint is not valid JSON"):
         export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS)
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    (tmp_path / "c" / name).write_text('{"eos_token_id": 1, "eos_token_id": 2}')
+    with pytest.raises(UserError, match="has 'eos_token_id' twice"):
+        export_coreml(tmp_path / "c", tmp_path / "x.mlpackage", OPTIONS)
 
 
 def test_a_tokenizer_without_settings(int4_folder: Path, tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def test_a_damaged_manifest_is_refused(package: Path, tmp_path: Path) -> None:
     copy = copied(package, tmp_path)
     manifest = tmp_path / "Small-resources" / "manifest.json"
     for content, complaint in (
-        ("{", "is damaged"),
+        ("{", "is not valid JSON: .*: export again"),
+        ('{"version": 1, "version": 2}', "has 'version' twice.*: export again"),
         ("[]", "is damaged"),
         ('{"format": "other", "version": 1, "files": {}}', "is other version 1"),
     ):
