@@ -24,30 +24,18 @@ class Packed(NamedTuple):
     scale: mx.array  # float16 [..., columns / 32]
 
 
-class AffinePacked(NamedTuple):
-    """One tensor in the form of MLX's quantised kernels: code' x scale + bias, code' = code + 8."""
-
-    weight: mx.array  # uint32 [..., columns / 8]
-    scales: mx.array  # float16 [..., columns / 32]
-    biases: mx.array  # float16 [..., columns / 32], -8 x scales
-
-
-def to_affine(packed: Packed) -> AffinePacked:
-    """Published form to MLX's affine form, without touching a code or a scale.
-
-    Adding 8 to a two's-complement nibble is flipping its top bit; -8 x scale is exact in float16
-    for the scales that `check_scales` accepts.
-    """
-    return AffinePacked(affine_codes(packed.qweight), packed.scale, affine_biases(packed.scale))
+# MLX's affine form: code' x scale + bias, where code' = code + 8 and bias = -8 x scale.
 
 
 def affine_codes(qweight: mx.array) -> mx.array:
-    """uint8 [..., columns / 2] to uint32 [..., columns / 8]: the codes + 8."""
+    """Codes as MLX's quantised kernels take them: uint8 [..., columns / 2], two's complement, to
+    uint32 [..., columns / 8], the codes + 8."""
+    # Adding 8 to a two's-complement nibble is flipping its top bit.
     return (qweight ^ mx.array(0x88, mx.uint8)).view(mx.uint32)
 
 
 def affine_biases(scale: mx.array) -> mx.array:
-    """-8 x `scale`, same shape and dtype (exact in float16: a power of two)."""
+    """-8 x `scale`, same shape and dtype; exact in float16 for what `check_scales` accepts."""
     return scale * mx.array(QMIN, scale.dtype)
 
 

@@ -60,6 +60,9 @@ Count = Annotated[int, Bounds(least=1)]
 CountOrZero = Annotated[int, Bounds(least=0)]
 Text = Annotated[str, NOT_EMPTY]
 
+_TOO_LARGE = 2**63  # for whole numbers: what arrays and files can count
+
+_KIND = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _PLURAL = {str: "strings", int: "whole numbers", float: "numbers", bool: "true or false"}
 
 
@@ -131,7 +134,9 @@ def check_keys(table: Any, known: Iterable[str], where: str) -> None:
 def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     value = _converted(kind, value)
     if type(value) is not kind:
-        raise UserError(f"{where} is {value!r}; it must be of type {kind.__name__}.")
+        raise UserError(f"{where} is {value!r}; it must be {_KIND[kind]}.")
+    if kind is int and abs(value) >= _TOO_LARGE:
+        raise UserError(f"{where} is {value}; it must be a smaller number.")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{where} is {value}; it must be finite.")
     return value

@@ -60,6 +60,9 @@ _SPACE = "\u2581"
 _MAX_LINE_CHARS = 65_536  # a longer line is cut, so that one huge line costs no training memory
 # Every printable ASCII character is a piece of its own, however rare it is in the training text.
 _REQUIRED_CHARS = "".join(map(chr, range(0x21, 0x7F)))
+_SYMBOLS = ["\n", "\t"]  # pieces that never merge with others
+# The vocabulary has these, the control tokens, <unk> and a token for each byte, whatever the text.
+MIN_VOCAB_SIZE = len(_REQUIRED_CHARS) + len(_SYMBOLS) + len(SPECIAL_TOKENS) + 1 + 256
 
 
 class ChatTokenizer(TokenizerWrapper):
@@ -220,6 +223,11 @@ def train_tokenizer(
     Returns {"vocab_size", "texts", "characters"}, the last two counting what was trained on. Raises
     UserError when there is no text, or when the vocabulary is too small or too large for it.
     """
+    if not MIN_VOCAB_SIZE <= vocab_size < 2**31:
+        raise UserError(
+            f"The vocabulary size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE} tokens "
+            "(control tokens, bytes, ASCII characters) and less than 2^31."
+        )
     sample = _sample(texts, max_chars)
     if not any(sample):
         raise UserError("There is no text to train the tokenizer on: every input is empty.")
@@ -283,7 +291,7 @@ def _train_sentencepiece(texts: Sequence[str], vocab_size: int) -> bytes:
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            user_defined_symbols=["\n", "\t"],
+            user_defined_symbols=_SYMBOLS,
             control_symbols=[HEADER_START, HEADER_END, EOT],
             unk_id=0,
             bos_id=1,
@@ -296,11 +304,24 @@ def _train_sentencepiece(texts: Sequence[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"A vocabulary of {vocab_size} tokens does not fit this text (it must hold 256 bytes, "
-            f"the control tokens and every frequent character): {error}"
-        ) from error
+        raise UserError(_misfit(vocab_size, str(error))) from error
     return model.getvalue()
+
+
+def _misfit(vocab_size: int, error: str) -> str:
+    """The sentence for SentencePiece's `error` about a vocabulary of this size, and its limit."""
+    start = f"A vocabulary of {vocab_size} tokens is"
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"{start} too small for this text: with a token for each of its frequent characters "
+            f"it has at least {found[1]}."
+        )
+    if found := re.search(r"too high .* value <= (\d+)", error):
+        return (
+            f"{start} too large for this text, which has {found[1]} different pieces at most: "
+            "choose a smaller one, or give more text."
+        )
+    return f"{start} not what SentencePiece can train on this text: {error}"
 
 
 def _fast_tokenizer(model: bytes) -> Tokenizer:
@@ -314,7 +335,7 @@ def _fast_tokenizer(model: bytes) -> Tokenizer:
         if not processor.is_control(i)
         and not processor.is_byte(i)
         and not processor.is_unknown(i)
-        and piece not in ("\n", "\t")
+        and piece not in _SYMBOLS
     }
     # SentencePiece joins two neighbours when their concatenation is a piece, best score (lowest id)
     # first; so every way to cut a piece in two is a merge, in the order of the pieces' ids.

@@ -65,19 +65,19 @@ def test_affine_form_is_exact_and_reversible(shape: tuple[int, ...]):
     scale = rng.normal(size=(*shape[:-1], shape[-1] // 32)).astype(np.float16)
     scale.flat[0] = 2.0**-24  # float16's smallest, subnormal
     scale.flat[-1] = 8188.0  # the largest whose bias, -8 x scale, is finite
-    affine = int4.to_affine(int4.Packed(packed, mx.array(scale)))
+    weight, scales = int4.affine_codes(packed), mx.array(scale)
     expected = int4.dequantize(int4.unpack(packed), mx.array(scale))
     by_mlx = mx.dequantize(
-        affine.weight,
-        affine.scales.astype(mx.float32),
-        affine.biases.astype(mx.float32),
+        weight,
+        scales.astype(mx.float32),
+        int4.affine_biases(scales).astype(mx.float32),
         group_size=32,
         bits=4,
     )
     assert mx.array_equal(by_mlx, expected)
     by_hand = np.array(int4.unpack(packed)) * np.repeat(scale.astype(np.float64), 32, axis=-1)
     np.testing.assert_array_equal(np.array(expected), by_hand)
-    back = int4.from_affine(affine.weight, affine.scales)
+    back = int4.from_affine(weight, scales)
     assert mx.array_equal(back.qweight, packed)
     assert np.array(back.scale).tobytes() == scale.tobytes()
 

@@ -21,6 +21,7 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tokenizer import (
     BEGIN_OF_TEXT,
     EOT,
+    MIN_VOCAB_SIZE,
     SPECIAL_TOKENS,
     encode_text,
     eos_token_ids,
@@ -204,10 +205,29 @@ def test_training_sample_is_bounded_and_spread(tmp_path: Path) -> None:
     assert stats["texts"] == 250
 
 
-@pytest.mark.parametrize("texts, size", [([], 500), ([""], 500), (["abc"], 20), (["abc"], 5000)])
-def test_training_refuses_what_cannot_work(texts: list[str], size: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("texts", "size", "message"),
+    [
+        ([], 500, "no text to train"),
+        ([""], 500, "no text to train"),
+        (["abc"], -3, f"size is -3; it must be at least {MIN_VOCAB_SIZE} tokens"),
+        (["abc"], 0, "size is 0; it must be at least"),
+        (["abc"], MIN_VOCAB_SIZE - 1, "it must be at least"),
+        (["abc"], 10**12, "less than 2^31"),
+        (
+            ["äöü" * 9],
+            MIN_VOCAB_SIZE,
+            rf"too small for this text: .* at least {MIN_VOCAB_SIZE + 3}",
+        ),
+        (["abc"], 5000, r"too large for this text, which has \d+ different pieces"),
+    ],
+)
+def test_training_refuses_what_cannot_work(
+    texts: list[str], size: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message.replace("^", r"\^")) as error:
         train_tokenizer(texts, size, tmp_path / "out")
+    assert "INTERNAL" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

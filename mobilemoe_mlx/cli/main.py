@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from mobilemoe_mlx import mlx_on_linux
+from mobilemoe_mlx.cli.parser import Parser
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
 
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return 141
+    except MemoryError as error:
+        return _failed(f"there is not enough memory: {error or 'ask for something smaller'}")
     except UnicodeError as error:
         return _failed(f"text that cannot be read or written: {error}")
     except OSError as error:
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command, whose help ends with the command's examples."""
     module = _module(name)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"mobilemoe {name}",
         description=COMMANDS[name].summary,
         formatter_class=argparse.RawDescriptionHelpFormatter,

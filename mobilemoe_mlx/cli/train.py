@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _next_commands(args: argparse.Namespace, recipe: Recipe, folder: str, model: Path) -> list[str]:
     """What to type after the run: use the model; train the stage that follows, if one does."""
-    from mobilemoe_mlx.data.mixture import load_mixture
+    from mobilemoe_mlx.data.mixture_config import load_mixture
     from mobilemoe_mlx.errors import UserError
 
     last = list(recipe.stages)[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mobilemoe_mlx.data.records import ROLES
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.tokenizer import (
     BEGIN_OF_TEXT,
@@ -15,8 +16,6 @@ from mobilemoe_mlx.tokenizer import (
     ChatTokenizer,
     encode_text,
 )
-
-ROLES = ("system", "user", "assistant")
 
 
 def encode_conversation(

@@ -9,7 +9,8 @@ from typing import Any
 
 from mobilemoe_mlx.data.json_lines import BadRecord
 from mobilemoe_mlx.data.local_files import find_files, identity, open_files
-from mobilemoe_mlx.data.mixture import Document, Encode, MixtureConfig, fit
+from mobilemoe_mlx.data.mixture import Document, Encode, fit
+from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
 from mobilemoe_mlx.data.sources import no_usable_record, settle

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.data.chat import encode_conversation
+from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.records import Record
-from mobilemoe_mlx.data.source_config import Format, OnBadRecord, SourceConfig
+from mobilemoe_mlx.data.source_config import Format, OnBadRecord
 from mobilemoe_mlx.data.sources import Source, no_usable_record
 from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
 from mobilemoe_mlx.errors import UserError
@@ -27,42 +26,6 @@ class Document(NamedTuple):
 
 Encode = Callable[[Any], tuple[list[int], list[bool]]]
 """Turns one record (`str` for text, messages for chat) into tokens and loss flags."""
-
-
-@dataclass(frozen=True)
-class _MixtureTable:
-    format: Format
-    sources: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class MixtureConfig:
-    """What a mixture file says: the format of its records and the sources."""
-
-    format: Format
-    sources: tuple[SourceConfig, ...]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MixtureConfig:
-        """Check the content of a mixture file; raises `UserError`."""
-        table = tables.read(_MixtureTable, values)
-        if not table.sources:
-            raise UserError("a mixture needs at least one [[sources]] table")
-        sources = tuple(SourceConfig.from_dict(source, table.format) for source in table.sources)
-        names = [source.name for source in sources]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"two sources are named '{min(twice)}'")
-        return cls(table.format, sources)
-
-
-def load_mixture(path: Path | str) -> MixtureConfig:
-    """Read a mixture file (TOML); `UserError` names the file and what is wrong in it."""
-    path = files.user_path(path)
-    values = files.read_toml(path)
-    try:
-        return MixtureConfig.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def text_encoder(encode_text: Callable[[str], list[int]], bos: int, eos: int) -> Encode:

@@ -11,9 +11,9 @@ from typing import Any
 from mobilemoe_mlx import text_table
 from mobilemoe_mlx.data.json_lines import BadRecord
 from mobilemoe_mlx.data.local_files import find_files, records_of
-from mobilemoe_mlx.data.mixture import load_mixture
+from mobilemoe_mlx.data.mixture_config import load_mixture
 from mobilemoe_mlx.data.source_config import SourceConfig
-from mobilemoe_mlx.data.statistics import Reason
+from mobilemoe_mlx.data.statistics import Reason, reasons
 from mobilemoe_mlx.errors import UserError
 
 
@@ -59,8 +59,7 @@ class MixtureInfo:
         lines = [f"{self.path.name}: {self.format}", "", text_table.columns(rows)]
         for source in self.sources:
             if source.left_out:
-                reasons = (f"{reason} {count:,}" for reason, count in source.left_out.items())
-                lines += ["", f"{source.name}, left out: {', '.join(reasons)}."]
+                lines += ["", f"{source.name}: left out are {reasons(source.left_out)}."]
             if source.first_bad is not None:
                 lines.append(f"The first bad record: {source.first_bad}.")
         if any(source.found == 0 for source in self.sources):

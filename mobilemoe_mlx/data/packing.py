@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.data.mixture import Document, Encode, Mixture, MixtureConfig, encoded
+from mobilemoe_mlx.data.mixture import Document, Encode, Mixture, encoded
+from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
 from mobilemoe_mlx.data.sources import no_usable_record, read_records
 from mobilemoe_mlx.data.statistics import DataStatistics, SourceStatistics

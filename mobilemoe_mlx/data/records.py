@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mobilemoe_mlx.data.chat import ROLES
 from mobilemoe_mlx.data.json_lines import BadRecord
 from mobilemoe_mlx.data.source_config import SourceConfig
 from mobilemoe_mlx.data.statistics import Reason
 from mobilemoe_mlx.errors import did_you_mean
+
+ROLES = ("system", "user", "assistant")
 
 Messages = list[dict[str, str]]
 Record = str | Messages

@@ -13,7 +13,7 @@ from mobilemoe_mlx.data.json_lines import BadRecord
 from mobilemoe_mlx.data.local_files import LocalRecords, find_files, open_files
 from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
-from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
+from mobilemoe_mlx.data.statistics import Reason, SourceStatistics, reasons
 from mobilemoe_mlx.errors import UserError
 
 SHUFFLE_BLOCK = 4096
@@ -193,12 +193,14 @@ def settle(
 
 def no_usable_record(config: SourceConfig, skipped: Mapping[str, int]) -> str:
     """The sentence about a source of which every record was skipped, with what to do."""
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in skipped.items())
     advice = ""
     if Reason.BEYOND_CONTEXT in skipped:
         advice = " Choose a longer context (`--set data.context=N`), or shorter conversations."
     fields = " and ".join(f"'{name}'" for name in config.fields)
-    return f"source '{config.name}' has no usable record in {fields}: {reasons}.{advice}"
+    return (
+        f"source '{config.name}' has no usable record in {fields}: left out are "
+        f"{reasons(skipped)}.{advice}"
+    )
 
 
 def _open(

@@ -76,9 +76,14 @@ class SourceStatistics:
         if self.truncated:
             parts.append(f"{self.truncated:,} cut to the context ({self.tokens_cut:,} tokens lost)")
         if self.skipped:
-            reasons = (f"{reason} {count:,}" for reason, count in self.skipped.most_common())
-            parts.append(f"{self.skipped.total():,} left out: {', '.join(reasons)}")
+            parts.append(f"left out are {reasons(self.skipped)}")
         return "; ".join(parts)
+
+
+def reasons(skipped: Mapping[str, int]) -> str:
+    """How many records were left out for each reason, the most frequent first, for people."""
+    counts = sorted(skipped.items(), key=lambda item: -item[1])
+    return ", ".join(f"{n:,} record{'s' * (n != 1)} ({reason})" for reason, n in counts)
 
 
 @dataclass(frozen=True)

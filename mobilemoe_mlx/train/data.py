@@ -16,7 +16,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mobilemoe_mlx import files
 from mobilemoe_mlx.data.check import CheckedMixture, check_mixture
 from mobilemoe_mlx.data.local_files import find_files
-from mobilemoe_mlx.data.mixture import Mixture, MixtureConfig, document_encoder, load_mixture
+from mobilemoe_mlx.data.mixture import Mixture, document_encoder
+from mobilemoe_mlx.data.mixture_config import MixtureConfig, load_mixture
 from mobilemoe_mlx.data.packing import Batch, PackedBatches, batches_per_pass, heldout_batches
 from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import SourceConfig

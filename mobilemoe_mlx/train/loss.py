@@ -70,7 +70,7 @@ def cross_entropy_sum(
         d_weight = mx.zeros(weight.shape, mx.float32)
         d_hidden = []
         for start in range(0, targets.size, chunk):
-            part = slice(start, start + chunk)
+            part = slice(start, min(start + chunk, targets.size))
             loss, d_w, d_h = _loss_and_gradients(
                 weight, hidden[part], targets[part], loss_mask[part]
             )

@@ -13,7 +13,7 @@ from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.data.chat import template_difference
-from mobilemoe_mlx.data.mixture import load_mixture
+from mobilemoe_mlx.data.mixture_config import load_mixture
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.tokenizer import ChatTokenizer, load_tokenizer
@@ -55,8 +55,8 @@ def train(
     """
     folder = RunFolder(files.user_path(run))
     group = mx.distributed.init()
-    if seed < 0:
-        raise UserError(f"The seed is {seed}; it must not be negative.")
+    if not 0 <= seed < 2**64:  # what MLX takes
+        raise UserError(f"The seed is {seed}; it must be a whole number from 0 to 2^64 - 1.")
     try:
         is_writer = group.rank() == 0
         say = say if is_writer else _say_nothing

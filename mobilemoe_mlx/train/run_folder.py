@@ -16,14 +16,16 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES
-from mobilemoe_mlx.data.packing import PackedBatches
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.recipe import STAGES
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.data.packing import PackedBatches
 
 # Of recipe.json, metrics.jsonl and the checkpoints together. Raised when a run of the version
 # before could not be read rightly.

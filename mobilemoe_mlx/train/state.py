@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -23,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.train.step import Trainer
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.train.step import Trainer
 
 _PREFIX = "step-"
 _NAME = re.compile(rf"{_PREFIX}\d{{8,}}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mobilemoe_mlx.data.corpus_texts import corpus_texts
-from mobilemoe_mlx.data.mixture import load_mixture
+from mobilemoe_mlx.data.mixture_config import load_mixture
 from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tokenizer import train_tokenizer

@@ -15,6 +15,7 @@ from mobilemoe_mlx.cli.main import COMMANDS, main
 
 # For processes of their own: this checkout.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mobilemoe_mlx.__file__).parents[1])}
+RECIPES = Path(mobilemoe_mlx.__file__).parents[1] / "recipes"
 COMMAND = [sys.executable, "-m", "mobilemoe_mlx.cli.main"]
 
 
@@ -113,3 +114,44 @@ def test_a_file_in_the_place_of_a_folder(
 def test_a_misspelt_recipe_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "tini"]) == 2
     assert "no recipe tini (did you mean 'tiny'?)" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def mixture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "a.jsonl").write_text('{"text": "one"}\n')
+    file = folder / "mixture.toml"
+    file.write_text('format = "text"\n[[sources]]\nname = "a"\nweight = 1\nfiles = ["a.jsonl"]\n')
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind", ["list", "help", "sizes", "checkpoint", "recipe", "mixture", "run"]
+)
+def test_light_commands_import_no_heavy_library(
+    kind: str, int4_folder: Path, quickstart_home: Path, mixture_file: Path
+) -> None:
+    """They answer in half a second; with transformers and torch it would be seconds."""
+    arguments = {
+        "list": [],
+        "help": ["train", "--help"],
+        "sizes": ["info"],
+        "checkpoint": ["info", str(int4_folder)],
+        "recipe": ["info", str(RECIPES / "tiny.toml")],
+        "mixture": ["info", str(mixture_file)],
+        "run": ["info", str(quickstart_home / "runs" / "quickstart")],
+    }[kind]
+    program = (
+        "import sys\n"
+        "from mobilemoe_mlx.cli.main import main\n"
+        "try:\n"
+        "    status = main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    status = end.code\n"
+        "heavy = {'torch', 'transformers', 'mlx_lm', 'coremltools', 'datasets'} & {*sys.modules}\n"
+        "sys.exit(status or ', '.join(sorted(heavy)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -28,13 +28,6 @@ def test_each_target_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.endswith("--moe custom-layer\n")  # the last example
 
 
-def test_an_unknown_target(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["export", "coremll", "a", "b"])
-    assert ended.value.code == 2
-    assert "invalid choice: 'coremll'" in capsys.readouterr().err
-
-
 def test_figures_as_json(
     int4_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

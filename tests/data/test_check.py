@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mobilemoe_mlx.data.check import CheckedMixture, check_mixture
-from mobilemoe_mlx.data.mixture import MixtureConfig
+from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.statistics import Reason
 from mobilemoe_mlx.errors import UserError
 
@@ -62,7 +62,10 @@ def test_every_line_is_read_before_the_run_not_only_the_first(tmp_path: Path) ->
 def test_a_source_without_a_usable_record_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"text": "one"})
     write(tmp_path / "b.jsonl", {"text": ""}, {"text": None})
-    with pytest.raises(UserError, match=r"source 'y' has no usable record in 'text': empty \(2\)"):
+    with pytest.raises(
+        UserError,
+        match=r"source 'y' has no usable record in 'text': left out are 2 records \(empty\)",
+    ):
         check(tmp_path, {"x": {"files": ["a.jsonl"]}, "y": {"files": ["b.jsonl"]}})
 
 

@@ -10,11 +10,10 @@ import pytest
 
 from mobilemoe_mlx.data.mixture import (
     Mixture,
-    MixtureConfig,
     document_encoder,
-    load_mixture,
     text_encoder,
 )
+from mobilemoe_mlx.data.mixture_config import MixtureConfig, load_mixture
 from mobilemoe_mlx.errors import UserError
 
 MIXTURES = Path(__file__).parents[2] / "recipes" / "mixtures"

@@ -12,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mobilemoe_mlx.data.mixture import Mixture, MixtureConfig, text_encoder
+from mobilemoe_mlx.data.mixture import Mixture, text_encoder
+from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.packing import (
     PADDING,
     Batch,
@@ -310,7 +311,10 @@ def test_what_was_cut_away_is_no_token_of_the_source(tmp_path: Path) -> None:
 
 def test_no_conversation_with_a_target_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     packed = PackedBatches(chat_mixture(tmp_path, [LONG]), CONTEXT, BATCH, split_documents=False)
-    wanted = r"source 'a' has no usable record .*beyond the context.*data\.context="
+    wanted = (
+        r"source 'a' has no usable record .*: left out are \d+ records? "
+        r"\(every answer lies beyond the context\)\..*data\.context="
+    )
     with pytest.raises(UserError, match=wanted):
         next(packed)
     source = SourceConfig.from_dict({"name": "a", "weight": 1, "files": ["a.jsonl"]}, "chat")

@@ -17,7 +17,7 @@ from mobilemoe_mlx.model import LayerTrace, Model
 from mobilemoe_mlx.train.loss import LossSums, cross_entropy_sum, loss_sums
 
 ROWS, CONTEXT = 3, 30
-CHUNKS = [1, 7, 30, 64, 90, 2048]  # of 90 tokens: one at a time, ragged, whole, and more than all
+CHUNKS = [1, 7, 30, 64, 90, 2**40]  # of 90 tokens: one at a time, ragged, whole, and more than all
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from training_fixtures import RECIPE, ROOT
 
 from mobilemoe_mlx.config import PRESETS
-from mobilemoe_mlx.data.mixture import load_mixture
+from mobilemoe_mlx.data.mixture_config import load_mixture
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train.recipe import STAGES, StageConfig, load_recipe
 
@@ -183,12 +183,12 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, line, misspelt, neares
         ("data=5", "pretrain.data must be a table"),
         ("batch_size.x=5", "batch_size is a value, not a table"),
         # Of the wrong type, or senseless.
-        ("batch_size=2.5", "pretrain.batch_size is 2.5; it must be of type int"),
-        ("batch_size=true", "must be of type int"),
-        ("batch_size=many", "'many'; it must be of type int"),
+        ("batch_size=2.5", "pretrain.batch_size is 2.5; it must be a whole number"),
+        ("batch_size=true", "must be a whole number"),
+        ("batch_size=many", "'many'; it must be a whole number"),
         ("batch_size=0", "must be >= 1"),
-        ("tokens=inf", "must be of type int"),
-        ("data.document_mask=yes", "must be of type bool"),
+        ("tokens=inf", "must be a whole number"),
+        ("data.document_mask=yes", "must be true or false"),
         ("data.heldout=[1]", "must be a list of strings"),
         ("data.seed=-1", "pretrain.data.seed is -1; it must be >= 0"),
         ("optimizer.schedule=cosin", "must be one of cosine, linear"),

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from training_fixtures import RECIPE, write_family
 
+from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.config import read_config
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import disk_space, state
@@ -132,6 +133,28 @@ def test_errors_about_the_recipes_own_choices_name_the_override(
     else:
         with pytest.raises(UserError, match=message):
             raise error.value
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seed=-1", "The seed is -1; it must be a whole number from 0"),
+        (f"--seed={2**64}", f"The seed is {2**64}; it must be a whole number from 0"),
+        ("--set=batch_size=1e15", "there is not enough memory: Unable to allocate"),
+        (
+            "--set=data.heldout_tokens=1e23",
+            "heldout_tokens is 99999999999999991611392; it must",
+        ),
+    ],
+)
+def test_numbers_that_nothing_can_be_made_of(
+    family: Path, tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    extra = ["--set", "optimizer.warmup_steps=0", option]
+    assert main(["train", str(family), "--run", str(run), "--stage", "pretrain", *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_a_full_disk_is_foreseen(family: Path, tmp_path: Path, monkeypatch):
@@ -435,7 +458,7 @@ def test_a_summary_tells_what_was_read_and_reached(family: Path, pretrained: Pat
     text = "\n".join(said)
     for part in (
         f"SFT is finished: 8 steps, {summary['tokens']:,} tokens",
-        f"tool calls or results {skipped['tool calls or results']}",
+        f"{skipped['tool calls or results']} records (tool calls or results)",
         f"padding: {summary['padding']:,} positions",
         f"held-out loss: {heldout[0]:.4f} before, {heldout[-1]:.4f} after",
         f"model: {tmp_path / 'run' / 'sft' / 'model'}",
