@@ -14,7 +14,7 @@ def library(kernel_is_built: None) -> Library:
     return Library(package.PATH)
 
 
-@pytest.fixture(params=["portable", "avx2"])
+@pytest.fixture(params=["portable", "avx2", "avx512vnni"])
 def cpu_path(request: pytest.FixtureRequest, library: Library) -> str:
     """Each code path in turn."""
     if request.param not in library.cpu_paths():

@@ -5,6 +5,7 @@ namespace mobilemoe {
 const Kernels* const* all_kernels(int* count) {
   static const Kernels* const kernels[] = {
 #if defined(MOBILEMOE_X86)
+      &kAvx512,
       &kAvx2,
 #endif
       &kPortable,

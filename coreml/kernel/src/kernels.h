@@ -42,6 +42,9 @@ struct LinearTask {
   float* y;
   size_t y_stride;
   uint8_t* scratch;  // linear_scratch_bytes, of this thread
+  // Where this thread reads on when the task is done, for one token; null: right behind it.
+  const uint8_t* next_codes;
+  const uint8_t* next_scales;
 };
 
 // y[i * y_stride + c] = sum over r of x[rows[i]][r] weight[r][c] for columns `begin` to `end` - 1
@@ -59,6 +62,8 @@ struct ExpertTask {
   float* y;
   size_t y_stride;
   uint8_t* scratch;  // expert_scratch_bytes, of this thread
+  const uint8_t* next_codes;  // as in LinearTask
+  const uint8_t* next_scales;
 };
 
 // The products of one precision.
@@ -115,6 +120,7 @@ extern const Kernels kPortable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MOBILEMOE_X86 1
 extern const Kernels kAvx2;
+extern const Kernels kAvx512;
 #endif
 
 // Code paths in this build, fastest first, `*count` of them.

@@ -38,7 +38,7 @@ inline void multiply_rows(const Products& products, const Linear& weight, const 
                           int count, int begin, int end, float* y, size_t y_stride,
                           uint8_t* scratch) {
   products.linear({x.data, x.stride, count, count == 1, weight.columns, weight.codes,
-                   weight.scales, begin, end, y, y_stride, scratch});
+                   weight.scales, begin, end, y, y_stride, scratch, nullptr, nullptr});
 }
 
 inline void prepare_linear(Runtime& runtime, const float* x, int count, int columns,

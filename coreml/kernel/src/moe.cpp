@@ -167,7 +167,9 @@ void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float*
                            2 * width,
                            z,
                            2 * w,
-                           scratch_of(thread)};
+                           scratch_of(thread),
+                           nullptr,
+                           nullptr};
         const int begin = hidden.begin(part), end = hidden.end(part);
         if (end - begin == width) {
           products.expert(product);
@@ -210,7 +212,7 @@ void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float*
                      dispatch.begins[expert + 1] - first, single, static_cast<int>(w),
                      static_cast<int>(d), moe.down_codes + expert * w * (d / 2),
                      moe.down_scales + expert * w * (d / kGroup) * 2, out.begin(part),
-                     out.end(part), s.routed + first * d, d, scratch_of(thread)});
+                     out.end(part), s.routed + first * d, d, scratch_of(thread), nullptr, nullptr});
   });
 
   // 7. Each token's sum, slot by slot.

@@ -1,0 +1,30 @@
+// Rounding of activations to integers, 32 at a time. A template of the loops (vectors_avx2.h).
+#pragma once
+
+#include "bytes.h"
+
+namespace mobilemoe {
+
+// `limit` / largest, or 0 where that is no number to multiply by: such a group rounds to zeros.
+template <typename V>
+inline float inverse_step(float largest, float limit) {
+  const float inverse = limit / largest;
+  return inverse <= 3e38f ? inverse : 0.0f;
+}
+
+template <typename V>
+inline float largest_of_group(const float* x) {
+  typename V::Floats largest = V::absolute(V::load(x));
+  for (int i = 8; i < kGroup; i += 8) largest = V::max(largest, V::absolute(V::load(x + i)));
+  return V::largest(largest);
+}
+
+// q = x / step, at most `limit`; returns the step.
+template <typename V>
+inline float round_group(const float* x, float limit, int16_t* q) {
+  const float largest = largest_of_group<V>(x);
+  V::round_group(x, inverse_step<V>(largest, limit), q);
+  return largest / limit;
+}
+
+}  // namespace mobilemoe
