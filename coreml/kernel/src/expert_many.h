@@ -7,19 +7,23 @@
 //
 // Tile, besides what linear_many.h names:
 //   kFolded                    tokens that are folded together
-//   fold(...)                  see fold_int8_avx2.h
+//   fold(...)                  of kFoldLanes blocks, see fold_avx2.h
 //   fill_expert(codes, row_bytes, part, to)   unpacks 32 rows of outputs kOutputs * part on
 //   store_outputs(sums, y)     kOutputs sums, back into the order of the columns
 #pragma once
 
 #include "kernels.h"
 #include "linear_many.h"
+#include "prefetch.h"
 #include "rounding.h"
 
 namespace mobilemoe {
 
 // Of a prepared token's values and of a panel's ratios.
 constexpr float kFullWord = 32767.0f;
+
+// Blocks of 32 inputs that are folded together.
+constexpr int kFoldLanes = 16;
 
 template <typename Tile>
 class ExpertMany {
@@ -28,43 +32,56 @@ class ExpertMany {
   using TilePanel = Panel<typename Tile::Code, Tile::kOutputs>;
   static constexpr int kParts = kGroup / Tile::kOutputs;
 
+  static int padded(int inputs) {
+    return (inputs / kGroup + kFoldLanes - 1) / kFoldLanes * kFoldLanes;
+  }
+
   // Scratch of a group of 32 outputs.
   struct Scratch {
     static size_t bytes(int inputs) {
-      const size_t blocks = inputs / kGroup;
+      const size_t blocks = padded(inputs);
       return kParts * TilePanel::bytes(inputs) + blocks * sizeof(float) +
              Tile::kFolded * blocks * (sizeof(float) + sizeof(int32_t)) +
-             inputs * sizeof(int16_t) + Tile::kFolded * inputs * sizeof(Value);
+             blocks * kGroup * (sizeof(int16_t) + Tile::kFolded * sizeof(Value));
     }
-    Scratch(uint8_t* memory, int inputs) : panels(memory) {
-      const size_t blocks = inputs / kGroup;
+    Scratch(uint8_t* memory, int inputs) : blocks(padded(inputs)), panels(memory) {
       largest = reinterpret_cast<float*>(memory + kParts * TilePanel::bytes(inputs));
       steps = largest + blocks;
       initial = reinterpret_cast<int32_t*>(steps + Tile::kFolded * blocks);
       ratios = reinterpret_cast<int16_t*>(initial + Tile::kFolded * blocks);
-      x = reinterpret_cast<Value*>(ratios + inputs);
+      x = reinterpret_cast<Value*>(ratios + blocks * kGroup);
     }
 
+    TileToken token(int index) const {
+      return {reinterpret_cast<const uint8_t*>(x + index * blocks * kGroup),
+              steps + index * blocks, initial + index * blocks};
+    }
+
+    const size_t blocks;  // padded
     uint8_t* panels;
     float* largest;    // [blocks]: the largest scale
     float* steps;      // [kFolded][blocks]
     int32_t* initial;  // [kFolded][blocks]
-    int16_t* ratios;   // [inputs]: scale over the largest of its block
-    Value* x;          // [kFolded][inputs]
+    int16_t* ratios;   // [blocks / kFoldLanes][32][kFoldLanes]: scale over the largest of its block
+    Value* x;          // [kFolded] as TileToken has them
   };
 
  public:
   static size_t scratch_bytes(int inputs) { return Scratch::bytes(inputs); }
 
-  // Of a prepared token: values of 16 bits, then the largest of each block.
+  // Of a prepared token: values of 16 bits [padded blocks / kFoldLanes][32][kFoldLanes], steps.
   static size_t bytes(int inputs) {
-    return inputs * sizeof(int16_t) + static_cast<size_t>(inputs) / kGroup * sizeof(float);
+    return static_cast<size_t>(padded(inputs)) * (kGroup * sizeof(int16_t) + sizeof(float));
   }
   static void prepare(const float* x, int inputs, uint8_t* prepared) {
+    std::memset(prepared, 0, bytes(inputs));
     auto* words = reinterpret_cast<int16_t*>(prepared);
-    auto* steps = reinterpret_cast<float*>(prepared + inputs * sizeof(int16_t));
-    for (int i = 0; i < inputs; i += kGroup) {
-      steps[i / kGroup] = round_group<V>(x + i, kFullWord, words + i);
+    auto* steps = reinterpret_cast<float*>(words + padded(inputs) * kGroup);
+    for (int block = 0; block < inputs / kGroup; ++block) {
+      int16_t q[kGroup];
+      steps[block] = round_group<V>(x + block * kGroup, kFullWord, q);
+      int16_t* to = words + block / kFoldLanes * (kGroup * kFoldLanes) + block % kFoldLanes;
+      for (int i = 0; i < kGroup; ++i) to[i * kFoldLanes] = q[i];
     }
   }
 
@@ -82,11 +99,8 @@ class ExpertMany {
           const TilePanel panel(s.panels + part * TilePanel::bytes(task.inputs), task.inputs);
           for (int t = 0; t < folded; t += Tile::kTokens) {
             const int tokens = folded - t < Tile::kTokens ? folded - t : Tile::kTokens;
-            TileToken<Value> x[Tile::kTokens];
-            for (int i = 0; i < tokens; ++i) {
-              x[i] = {s.x + static_cast<size_t>(t + i) * task.inputs, s.steps + (t + i) * blocks,
-                      s.initial + (t + i) * blocks};
-            }
+            TileToken x[Tile::kTokens];
+            for (int i = 0; i < tokens; ++i) x[i] = s.token(t + i);
             float sums[Tile::kTokens][Tile::kOutputs];
             multiply_tile<Tile, false>(tokens, x, panel, blocks, sums);
             for (int i = 0; i < tokens; ++i) {
@@ -102,29 +116,53 @@ class ExpertMany {
  private:
   static void fill(const ExpertTask& task, int g, const Scratch& s) {
     const size_t row_groups = task.outputs / kGroup;
+    const uint8_t* codes = task.codes + static_cast<size_t>(g) * (kGroup / 2);
     for (int block = 0; block < task.inputs / kGroup; ++block) {
-      const size_t at = block * kGroup * row_groups + g;
-      float scales[kGroup];
-      for (int r = 0; r < kGroup; ++r) {
-        scales[r] = V::scale_of(task.scales + (at + r * row_groups) * 2);
-      }
-      s.largest[block] = largest_of_group<V>(scales);
-      V::round_group(scales, inverse_step<V>(s.largest[block], kFullWord),
-                     s.ratios + block * kGroup);
+      const uint8_t* at = codes + block * kGroup * row_groups * (kGroup / 2);
       for (int part = 0; part < kParts; ++part) {
         const TilePanel panel(s.panels + part * TilePanel::bytes(task.inputs), task.inputs);
-        Tile::fill_expert(task.codes + at * (kGroup / 2), row_groups * (kGroup / 2), part,
+        Tile::fill_expert(at, row_groups * (kGroup / 2), part,
                           panel.codes + static_cast<size_t>(block) * kGroup * Tile::kOutputs);
       }
+      // The following groups of the same rows, which lie a row apart: no hardware finds them.
+      if (g * (kGroup / 2) % kLine == 0) {
+        for (int r = 0; r < kGroup; ++r) prefetch(at + r * row_groups * (kGroup / 2) + kLine);
+      }
+    }
+    for (size_t block = 0; block < s.blocks; block += kFoldLanes) fill_ratios(task, g, block, s);
+  }
+
+  // kFoldLanes blocks.
+  static void fill_ratios(const ExpertTask& task, int g, size_t first, const Scratch& s) {
+    const size_t row_groups = task.outputs / kGroup;
+    const size_t blocks = task.inputs / kGroup - first;
+    uint16_t scales[kGroup][kFoldLanes] = {};
+    for (size_t lane = 0; lane < blocks && lane < kFoldLanes; ++lane) {
+      const uint8_t* at = task.scales + ((first + lane) * kGroup * row_groups + g) * 2;
+      for (int r = 0; r < kGroup; ++r) scales[r][lane] = load<uint16_t>(at + r * row_groups * 2);
+    }
+    typename V::Floats inverse[2];
+    for (int half = 0; half < 2; ++half) {
+      typename V::Floats largest = V::zero();
+      for (const auto& row : scales) largest = V::max(largest, V::widen(row + half * 8));
+      V::store(s.largest + first + half * 8, largest);
+      inverse[half] = V::zero_above(V::div(V::set(kFullWord), largest), 3e38f);
+    }
+    for (int r = 0; r < kGroup; ++r) {
+      V::store_words(s.ratios + first * kGroup + r * kFoldLanes,
+                     V::round(V::mul(V::widen(scales[r]), inverse[0])),
+                     V::round(V::mul(V::widen(scales[r] + 8), inverse[1])));
     }
   }
 
   static void fold(const uint8_t* prepared, int inputs, int token, const Scratch& s) {
-    const int blocks = inputs / kGroup;
-    Tile::fold(reinterpret_cast<const int16_t*>(prepared),
-               reinterpret_cast<const float*>(prepared + inputs * sizeof(int16_t)), s.ratios,
-               s.largest, blocks, s.x + static_cast<size_t>(token) * inputs,
-               s.steps + token * blocks, s.initial + token * blocks);
+    const auto* words = reinterpret_cast<const int16_t*>(prepared);
+    const auto* steps = reinterpret_cast<const float*>(words + padded(inputs) * kGroup);
+    for (size_t block = 0; block < s.blocks; block += kFoldLanes) {
+      const size_t at = token * s.blocks + block;
+      Tile::fold(words + block * kGroup, steps + block, s.ratios + block * kGroup,
+                 s.largest + block, s.x + at * kGroup, s.steps + at, s.initial + at);
+    }
   }
 };
 

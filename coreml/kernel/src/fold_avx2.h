@@ -1,7 +1,8 @@
-// Activations of many tokens times the scales of a routed expert's panel, rounded (expert_many.h).
+// Activations of many tokens times the scales of a routed expert's group of outputs, rounded
+// (expert_many.h). Lanes are blocks of 32 inputs, so that nothing is ever summed over lanes.
 //
-// words [blocks x 32] times steps [blocks]: a token; ratios [blocks x 32] times largest [blocks]:
-// scales. Results: x [blocks x 32] times new_steps [blocks], and with what a block's sum begins.
+// Of 16 blocks: words [32][16] times steps [16] are a token, ratios [32][16] times largest [16] scales.
+// Results: x, in the order of TileToken, times new_steps [16].
 #pragma once
 
 #include "vectors_avx2.h"
@@ -13,53 +14,66 @@ MOBILEMOE_BEGIN_AVX2
 namespace mobilemoe {
 namespace avx2 {
 
-// The largest of 16 absolute values.
-inline int32_t peak(__m256i values) {
-  const __m128i half =
-      _mm_max_epu16(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
-  const __m128i top = _mm_set1_epi16(-1);
-  return 0xffff - (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_sub_epi16(top, half))) & 0xffff);
+// mulhrs divides by 2^15.
+inline __m256i fold_row(const int16_t* words, const int16_t* ratios, int row) {
+  return _mm256_mulhrs_epi16(Avx2::load_32(words + row * 16), Avx2::load_32(ratios + row * 16));
+}
+
+// Two vectors of words, interleaved: eight words of 32 bits, and eight of the next blocks.
+template <typename Value>
+inline void store_interleaved(__m256i a, __m256i b, Value* to) {
+  const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+  Avx2::store_ints(to, _mm256_permute2x128_si256(low, high, 0x20));
+  Avx2::store_ints(to + kGroup * 8, _mm256_permute2x128_si256(low, high, 0x31));
 }
 
 // To 8 bits. The products are formed with 16 bits first, so that 127 stands for the largest of a
-// block that there really is. mulhrs divides by 2^15; peaks below 127 are left as they are. The sum
-// of a block begins with -8 times that of its values, for codes are unsigned, code + 8.
-inline void fold_int8(const int16_t* words, const float* steps, const int16_t* ratios,
-                      const float* largest, int blocks, int8_t* x, float* new_steps,
-                      int32_t* initial) {
-  const __m256i eights = _mm256_set1_epi8(8), ones = _mm256_set1_epi16(1);
-  for (int block = 0; block < blocks; ++block) {
-    const int i = block * kGroup;
-    const __m256i a = _mm256_mulhrs_epi16(Avx2::load_32(words + i), Avx2::load_32(ratios + i));
-    const __m256i b =
-        _mm256_mulhrs_epi16(Avx2::load_32(words + i + 16), Avx2::load_32(ratios + i + 16));
-    const int32_t top = peak(_mm256_max_epu16(_mm256_abs_epi16(a), _mm256_abs_epi16(b)));
-    const float exact = 127.0f * 32768 / static_cast<float>(top);
-    const int factor = exact < 32767.0f ? static_cast<int>(exact) : 32767;
-    const __m256i factors = _mm256_set1_epi16(static_cast<int16_t>(factor));
-    const __m256i q = _mm256_permute4x64_epi64(
-        _mm256_packs_epi16(_mm256_mulhrs_epi16(a, factors), _mm256_mulhrs_epi16(b, factors)), 0xD8);
-    Avx2::store_ints(x + i, q);
-    const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(eights, q), ones);
-    __m128i half =
-        _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xB1));
-    initial[block] = -_mm_cvtsi128_si32(half);
-    new_steps[block] = steps[block] * largest[block] * 32768.0f / 32767.0f * 32768.0f /
-                       static_cast<float>(factor);
+// block that there really is; peaks below 127 are left as they are. Returns -8 times the
+// sums of the results, for codes are unsigned, code + 8; kept in 16 bits, which they fit.
+inline __m256i fold_int8(const int16_t* words, const float* steps, const int16_t* ratios,
+                         const float* largest, int8_t* x, float* new_steps) {
+  __m256i peaks = _mm256_setzero_si256();
+  for (int row = 0; row < kGroup; ++row) {
+    peaks = _mm256_max_epu16(peaks, _mm256_abs_epi16(fold_row(words, ratios, row)));
   }
+  const __m256i halves[2] = {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(peaks)),
+                             _mm256_cvtepu16_epi32(_mm256_extracti128_si256(peaks, 1))};
+  __m256i factors[2];
+  for (int half = 0; half < 2; ++half) {
+    const __m256 exact = Avx2::div(Avx2::set(127.0f * 32768), Avx2::to_floats(halves[half]));
+    factors[half] = _mm256_cvttps_epi32(_mm256_min_ps(exact, Avx2::set(32767.0f)));
+    const __m256 step = Avx2::mul(Avx2::load(steps + half * 8), Avx2::load(largest + half * 8));
+    Avx2::store(new_steps + half * 8,
+                Avx2::div(Avx2::mul(step, Avx2::set(32768.0f / 32767.0f * 32768.0f)),
+                          Avx2::to_floats(factors[half])));
+  }
+  const __m256i factor =
+      _mm256_permute4x64_epi64(_mm256_packs_epi32(factors[0], factors[1]), 0xD8);
+  const __m256i byte = _mm256_set1_epi16(255);
+  __m256i sum = _mm256_setzero_si256();
+  for (int row = 0; row < kGroup; row += 4) {
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) {
+      q[i] = _mm256_mulhrs_epi16(fold_row(words, ratios, row + i), factor);
+      sum = _mm256_add_epi16(sum, q[i]);
+    }
+    store_interleaved(
+        _mm256_or_si256(_mm256_and_si256(q[0], byte), _mm256_slli_epi16(q[1], 8)),
+        _mm256_or_si256(_mm256_and_si256(q[2], byte), _mm256_slli_epi16(q[3], 8)), x + row * 8);
+  }
+  return _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(sum, 3));
 }
 
 // To 16 bits, by one multiplication. Codes are signed, so that sums begin with nothing.
 inline void fold_int16(const int16_t* words, const float* steps, const int16_t* ratios,
-                       const float* largest, int blocks, int16_t* x, float* new_steps) {
-  for (int i = 0; i < blocks * kGroup; i += 16) {
-    Avx2::store_ints(x + i,
-                     _mm256_mulhrs_epi16(Avx2::load_32(words + i), Avx2::load_32(ratios + i)));
+                       const float* largest, int16_t* x, float* new_steps) {
+  for (int row = 0; row < kGroup; row += 2) {
+    store_interleaved(fold_row(words, ratios, row), fold_row(words, ratios, row + 1),
+                      x + row * 8);
   }
-  for (int block = 0; block < blocks; ++block) {
-    new_steps[block] = steps[block] * largest[block] * (32768.0f / 32767.0f);
+  for (int i = 0; i < 16; i += 8) {
+    const __m256 step = Avx2::mul(Avx2::load(steps + i), Avx2::load(largest + i));
+    Avx2::store(new_steps + i, Avx2::mul(step, Avx2::set(32768.0f / 32767.0f)));
   }
 }
 

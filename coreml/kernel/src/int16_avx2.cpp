@@ -172,12 +172,12 @@ struct TileInt16 {
     Avx2::store_columns(sums, sums + 8, y);
   }
   static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, int blocks, int16_t* x, float* new_steps, int32_t*) {
-    fold_int16(words, steps, ratios, largest, blocks, x, new_steps);
+                   const float* largest, int16_t* x, float* new_steps, int32_t*) {
+    fold_int16(words, steps, ratios, largest, x, new_steps);
   }
 
   template <int kCount, bool kScaled>
-  static void multiply(const TileToken<int16_t>* x, const Panel<int16_t, kOutputs>& panel,
+  static void multiply(const TileToken* x, const Panel<int16_t, kOutputs>& panel,
                        int blocks, float (*sums)[kOutputs]) {
     for (int t = 0; t < kCount; ++t) {
       Avx2::store(sums[t], Avx2::zero());
@@ -185,6 +185,8 @@ struct TileInt16 {
     }
     const int16_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
+      const uint8_t* words[kCount];
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kPairs);
       __m256i acc[kCount][2];
       for (auto& token : acc) token[0] = token[1] = _mm256_setzero_si256();
 #pragma GCC unroll 16
@@ -193,8 +195,7 @@ struct TileInt16 {
         pin(w0);  // or the load is done again in each madd
         pin(w1);
         for (int t = 0; t < kCount; ++t) {
-          const auto* bytes = reinterpret_cast<const uint8_t*>(x[t].x + block * kGroup + pair * 2);
-          const __m256i q = _mm256_set1_epi32(load<int32_t>(bytes));
+          const __m256i q = _mm256_set1_epi32(load<int32_t>(words[t] + pair * kLanes * 4));
           acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(q, w0));
           acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(q, w1));
           pin(acc[t][0]);

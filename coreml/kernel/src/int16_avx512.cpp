@@ -151,25 +151,26 @@ struct TileInt16 : Tile<int16_t, int16_t> {
   }
 
   static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, int blocks, int16_t* x, float* new_steps, int32_t*) {
-    avx2::fold_int16(words, steps, ratios, largest, blocks, x, new_steps);
+                   const float* largest, int16_t* x, float* new_steps, int32_t*) {
+    avx2::fold_int16(words, steps, ratios, largest, x, new_steps);
   }
 
   template <int kCount, bool kScaled>
-  static void multiply(const TileToken<int16_t>* x, const Panel<int16_t, kOutputs>& panel,
+  static void multiply(const TileToken* x, const Panel<int16_t, kOutputs>& panel,
                        int blocks, float (*sums)[kOutputs]) {
     __m512 totals[kCount][2];
     for (auto& total : totals) total[0] = total[1] = _mm512_setzero_ps();
     const int16_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
+      const uint8_t* words[kCount];
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kPairs);
       __m512i acc[kCount][2];
       for (auto& token : acc) token[0] = token[1] = _mm512_setzero_si512();
 #pragma GCC unroll 16
       for (int pair = 0; pair < kPairs; ++pair, codes += 64) {
         const __m512i w0 = _mm512_loadu_si512(codes), w1 = _mm512_loadu_si512(codes + 32);
         for (int t = 0; t < kCount; ++t) {
-          const auto* bytes = reinterpret_cast<const uint8_t*>(x[t].x + block * kGroup + pair * 2);
-          __m512i q = _mm512_set1_epi32(load<int32_t>(bytes));
+          __m512i q = _mm512_set1_epi32(load<int32_t>(words[t] + pair * kLanes * 4));
           pin(q);  // or it is loaded twice
           acc[t][0] = _mm512_dpwssd_epi32(acc[t][0], w0, q);
           acc[t][1] = _mm512_dpwssd_epi32(acc[t][1], w1, q);

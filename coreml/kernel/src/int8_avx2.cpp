@@ -178,14 +178,14 @@ struct TileInt8 {
   }
 
   static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, int blocks, int8_t* x, float* new_steps,
-                   int32_t* initial) {
-    fold_int8(words, steps, ratios, largest, blocks, x, new_steps, initial);
-    for (int block = 0; block < blocks; ++block) initial[block] &= 0xffff;
+                   const float* largest, int8_t* x, float* new_steps, int32_t* initial) {
+    const __m256i sums = fold_int8(words, steps, ratios, largest, x, new_steps);
+    Avx2::store_ints(initial, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(sums)));
+    Avx2::store_ints(initial + 8, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(sums, 1)));
   }
 
   template <int kCount, bool kScaled>
-  static void multiply(const TileToken<int8_t>* x, const Panel<uint8_t, kOutputs>& panel,
+  static void multiply(const TileToken* x, const Panel<uint8_t, kOutputs>& panel,
                        int blocks, float (*sums)[kOutputs]) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int t = 0; t < kCount; ++t) {
@@ -194,6 +194,8 @@ struct TileInt8 {
     }
     const uint8_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
+      const uint8_t* words[kCount];
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kQuads);
       __m256i acc[kCount][2];
       for (int t = 0; t < kCount; ++t) {
         acc[t][0] = acc[t][1] = _mm256_set1_epi32(x[t].initial[block]);
@@ -204,8 +206,7 @@ struct TileInt8 {
         pin(w0);  // or the load is done again in each maddubs
         pin(w1);
         for (int t = 0; t < kCount; ++t) {
-          const auto* bytes = reinterpret_cast<const uint8_t*>(x[t].x + block * kGroup + quad * 4);
-          const __m256i q = _mm256_set1_epi32(load<int32_t>(bytes));
+          const __m256i q = _mm256_set1_epi32(load<int32_t>(words[t] + quad * kLanes * 4));
           acc[t][0] = _mm256_add_epi16(acc[t][0], _mm256_maddubs_epi16(w0, q));
           acc[t][1] = _mm256_add_epi16(acc[t][1], _mm256_maddubs_epi16(w1, q));
           pin(acc[t][0]);

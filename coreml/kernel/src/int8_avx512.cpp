@@ -159,18 +159,21 @@ struct TileInt8 : Tile<int8_t, uint8_t> {
   }
 
   static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, int blocks, int8_t* x, float* new_steps,
-                   int32_t* initial) {
-    avx2::fold_int8(words, steps, ratios, largest, blocks, x, new_steps, initial);
+                   const float* largest, int8_t* x, float* new_steps, int32_t* initial) {
+    const __m256i sums = avx2::fold_int8(words, steps, ratios, largest, x, new_steps);
+    Avx2::store_ints(initial, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums)));
+    Avx2::store_ints(initial + 8, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1)));
   }
 
   template <int kCount, bool kScaled>
-  static void multiply(const TileToken<int8_t>* x, const Panel<uint8_t, kOutputs>& panel,
+  static void multiply(const TileToken* x, const Panel<uint8_t, kOutputs>& panel,
                        int blocks, float (*sums)[kOutputs]) {
     __m512 totals[kCount][2];
     for (auto& total : totals) total[0] = total[1] = _mm512_setzero_ps();
     const uint8_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
+      const uint8_t* words[kCount];
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kQuads);
       __m512i acc[kCount][2];
       for (int t = 0; t < kCount; ++t) {
         acc[t][0] = acc[t][1] = _mm512_set1_epi32(x[t].initial[block]);
@@ -179,8 +182,7 @@ struct TileInt8 : Tile<int8_t, uint8_t> {
       for (int quad = 0; quad < kQuads; ++quad, codes += 128) {
         const __m512i w0 = _mm512_loadu_si512(codes), w1 = _mm512_loadu_si512(codes + 64);
         for (int t = 0; t < kCount; ++t) {
-          const auto* bytes = reinterpret_cast<const uint8_t*>(x[t].x + block * kGroup + quad * 4);
-          __m512i q = _mm512_set1_epi32(load<int32_t>(bytes));
+          __m512i q = _mm512_set1_epi32(load<int32_t>(words[t] + quad * kLanes * 4));
           pin(q);  // or it is loaded twice
           acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, q);
           acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, q);

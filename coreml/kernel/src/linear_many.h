@@ -36,17 +36,27 @@ struct Panel {
                                                      sizeof(Code))) {}
 };
 
-// A token as tiles read it.
-template <typename Value>
+// Blocks of 32 inputs whose activations lie together, a word of 32 bits of each in turn: so they come
+// when a vector has a lane for each block (fold_avx2.h).
+constexpr int kLanes = 8;
+
+inline int padded_blocks(int blocks) { return (blocks + kLanes - 1) / kLanes * kLanes; }
+
+// A token as tiles read it: words of 2 or 4 activations, which a product multiplies and adds up.
 struct TileToken {
-  const Value* x;          // [blocks][32]
-  const float* steps;      // [blocks]
-  const int32_t* initial;  // [blocks]
+  const uint8_t* x;        // [padded blocks / kLanes][words of a block][kLanes] words of 32 bits
+  const float* steps;      // [padded blocks]
+  const int32_t* initial;  // [padded blocks]
+
+  // The first word of a block of `words`; the others follow kLanes words apart.
+  const uint8_t* block(int index, int words) const {
+    return x + index / kLanes * (words * kLanes * 4) + index % kLanes * 4;
+  }
 };
 
 // Tiles at the end have fewer tokens than Tile::kTokens.
 template <typename Tile, bool kScaled, int kTokens = Tile::kTokens>
-void multiply_tile(int tokens, const TileToken<typename Tile::Value>* x,
+void multiply_tile(int tokens, const TileToken* x,
                    const Panel<typename Tile::Code, Tile::kOutputs>& panel, int blocks,
                    float (*sums)[Tile::kOutputs]) {
   if constexpr (kTokens > 1) {
@@ -61,33 +71,38 @@ template <typename Tile>
 class LinearMany {
   using Value = typename Tile::Value;
 
-  static size_t steps_offset(int columns) { return columns * sizeof(Value); }
-  static TileToken<Value> token(const uint8_t* prepared, int columns) {
-    const uint8_t* steps = prepared + steps_offset(columns);
-    return {reinterpret_cast<const Value*>(prepared), reinterpret_cast<const float*>(steps),
-            reinterpret_cast<const int32_t*>(steps + columns / kGroup * sizeof(float))};
+  static constexpr int kWords = kGroup * sizeof(Value) / 4;  // of a block
+
+  static size_t padded(int columns) { return padded_blocks(columns / kGroup); }
+  static TileToken token(const uint8_t* prepared, int columns) {
+    const uint8_t* steps = prepared + padded(columns) * kWords * 4;
+    return {prepared, reinterpret_cast<const float*>(steps),
+            reinterpret_cast<const int32_t*>(steps) + padded(columns)};
   }
 
  public:
-  // Of a prepared token: values, steps, initial sums.
+  // Of a prepared token: words, steps, initial sums.
   static size_t bytes(int columns) {
-    return steps_offset(columns) +
-           static_cast<size_t>(columns) / kGroup * (sizeof(float) + sizeof(int32_t));
+    return padded(columns) * (kWords * 4 + sizeof(float) + sizeof(int32_t));
   }
   static size_t scratch_bytes(int columns) {
     return Panel<typename Tile::Code, Tile::kOutputs>::bytes(columns);
   }
 
   static void prepare(const float* x, int columns, uint8_t* prepared) {
-    const int groups = columns / kGroup;
-    auto* values = reinterpret_cast<Value*>(prepared);
-    auto* steps = reinterpret_cast<float*>(prepared + steps_offset(columns));
-    auto* initial = reinterpret_cast<int32_t*>(steps + groups);
-    for (int g = 0; g < groups; ++g) {
+    auto* words = reinterpret_cast<uint32_t*>(prepared);
+    auto* steps = reinterpret_cast<float*>(words + padded(columns) * kWords);
+    auto* initial = reinterpret_cast<int32_t*>(steps + padded(columns));
+    for (int g = 0; g < columns / kGroup; ++g) {
       int16_t q[kGroup];
       steps[g] = round_group<typename Tile::V>(x + g * kGroup, Tile::kLimit, q);
-      Tile::order(q, values + g * kGroup);
       initial[g] = Tile::initial(q);
+      Value ordered[kGroup];
+      Tile::order(q, ordered);
+      uint32_t* to = words + g / kLanes * (kWords * kLanes) + g % kLanes;
+      for (int i = 0; i < kWords; ++i) {
+        std::memcpy(to + i * kLanes, ordered + i * (4 / sizeof(Value)), 4);
+      }
     }
   }
 
@@ -99,7 +114,7 @@ class LinearMany {
       const int rows = task.end - row < Tile::kOutputs ? task.end - row : Tile::kOutputs;
       for (int t = 0; t < task.count; t += Tile::kTokens) {
         const int tokens = task.count - t < Tile::kTokens ? task.count - t : Tile::kTokens;
-        TileToken<Value> x[Tile::kTokens];
+        TileToken x[Tile::kTokens];
         for (int i = 0; i < tokens; ++i) {
           x[i] = token(task.prepared + (t + i) * task.prepared_stride, task.columns);
         }

@@ -6,7 +6,6 @@
 namespace mobilemoe {
 
 // `limit` / largest, or 0 where that is no number to multiply by: such a group rounds to zeros.
-template <typename V>
 inline float inverse_step(float largest, float limit) {
   const float inverse = limit / largest;
   return inverse <= 3e38f ? inverse : 0.0f;
@@ -23,7 +22,11 @@ inline float largest_of_group(const float* x) {
 template <typename V>
 inline float round_group(const float* x, float limit, int16_t* q) {
   const float largest = largest_of_group<V>(x);
-  V::round_group(x, inverse_step<V>(largest, limit), q);
+  const typename V::Floats inverse = V::set(inverse_step(largest, limit));
+  for (int i = 0; i < kGroup; i += 16) {
+    V::store_words(q + i, V::round(V::mul(V::load(x + i), inverse)),
+                   V::round(V::mul(V::load(x + i + 8), inverse)));
+  }
   return largest / limit;
 }
 

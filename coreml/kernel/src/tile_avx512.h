@@ -20,8 +20,8 @@ struct Tile {
 
 // The end of a block: sums [tokens][32 outputs] += acc x step x scales. One vector of
 // floats for each of integers.
-template <int kCount, bool kScaled, typename Value>
-inline void add_block(const __m512i (*acc)[2], const TileToken<Value>* x, int block,
+template <int kCount, bool kScaled>
+inline void add_block(const __m512i (*acc)[2], const TileToken* x, int block,
                       const float* scales, __m512 (*sums)[2]) {
   for (int t = 0; t < kCount; ++t) {
     const __m512 step = _mm512_set1_ps(x[t].steps[block]);

@@ -146,13 +146,9 @@ struct Avx2 {
     store(y, _mm256_permute2f128_ps(low, high, 0x20));
     store(y + 8, _mm256_permute2f128_ps(low, high, 0x31));
   }
-  // 32 values times `factor`, rounded, in their order.
-  static void round_group(const float* x, float factor, int16_t* q) {
-    for (int i = 0; i < kGroup; i += 16) {
-      const Ints a = round(mul(load(x + i), set(factor)));
-      const Ints b = round(mul(load(x + i + 8), set(factor)));
-      store_ints(q + i, _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
-    }
+  // Integers that fit into 16 bits, 16 of them.
+  static void store_words(int16_t* to, Ints a, Ints b) {
+    store_ints(to, _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
   }
 
   // What the inner products of the integer precisions use besides.
