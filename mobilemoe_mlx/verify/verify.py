@@ -13,6 +13,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.engines import Engine, default_engine, open_engine
 from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
@@ -55,11 +56,12 @@ def verify_package(
     """Check files, weights, logits and greedy text of a saved package against a checkpoint folder.
 
     The package is read from disk and evaluated in numpy, in float32 throughout and with its
-    declared types; the reference is this package's model in MLX, float32. A BF16 checkpoint is
-    rounded to nearest first, as the export did. `cases`: any of CASES. `prompt`: the text that is
-    continued greedily by `greedy_tokens` tokens (0: none). `seed`: of the cases' random tokens.
-    `say` hears how long it will take and what is being done. Raises UserError for a package or
-    checkpoint that cannot be read, and for a package of another model.
+    declared types; the reference is this package's model in MLX, float32 (for greedy text the CPU
+    engine, exact, where it is the default). A BF16 checkpoint is rounded to nearest first, as the
+    export did. `cases`: any of CASES. `prompt`: the text that is continued greedily by
+    `greedy_tokens` tokens (0: none). `seed`: of the cases' random tokens. `say` hears how long it
+    will take and what is being done. Raises UserError for a package or checkpoint that cannot be
+    read, and for a package of another model.
     """
     _check_choices(cases, greedy_tokens, seed)
     path = resolved(package)
@@ -98,7 +100,7 @@ def verify_package(
         for job in (job for job in jobs if job.arithmetic == arithmetic):
             progress.begin(job.text)
             if job.case == GREEDY:
-                engine = MLXEngine(model, folder)
+                engine = _greedy_reference(folder, model)
                 greedy = compare_greedy(session, engine, tokens, greedy_tokens, arithmetic)
             else:
                 judgements.append(
@@ -156,6 +158,13 @@ def _check_same_model(saved: SavedExport, checkpoint: Checkpoint) -> None:
 def _reference(folder: Path, checkpoint: Checkpoint) -> Model:
     model = load_model(folder, dtype=mx.float32)
     return model if model.args == checkpoint.args else quantize_model(model)
+
+
+def _greedy_reference(folder: Path, model: Model) -> Engine:
+    """The fastest engine here that computes in float32."""
+    if default_engine(folder) == "cpu":
+        return open_engine(folder, "cpu", precision="exact")
+    return MLXEngine(model, folder)
 
 
 def _greedy_prompt(folder: Path, args: ModelArgs, prompt: str | None, seed: int) -> list[int]:
