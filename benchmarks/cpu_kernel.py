@@ -73,7 +73,8 @@ def cpu_flags() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return "unknown CPU"
-    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    pairs = (line.partition(":") for line in lines)
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
     known = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16")
     flags = fields.get("flags", fields.get("Features", "")).split()
     return f"{fields.get('model name', 'CPU')}: {' '.join(f for f in flags if f in known)}"
