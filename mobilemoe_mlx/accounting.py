@@ -76,6 +76,20 @@ def account(args: ModelArgs, context: int | None = None) -> Accounting:
     )
 
 
+def bytes_read_per_token(args: ModelArgs) -> int:
+    """Bytes of weights that decoding one token reads: all but the experts that are not selected.
+
+    In INT4 with its scales, routers in float32; else all in bfloat16. Norms and the embedding's one
+    row are left out.
+    """
+    matmul = account(args).matmul_parameters
+    if not args.quantized:
+        return 2 * matmul
+    routers = args.num_hidden_layers * args.num_local_experts * args.hidden_size
+    packed = matmul - routers
+    return packed // 2 + packed // GROUP_SIZE * 2 + 4 * routers
+
+
 def _attention_flops(args: ModelArgs, context: int) -> int:
     """Queries x keys and weights x values: 2 x context x (all query features) each, every layer."""
     return 4 * context * args.query_dim * args.num_hidden_layers

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 
 
 def peak_memory_bytes() -> int:
-    """MLX's peak on the GPU, which holds the model; on the CPU, the process's resident set."""
-    if mx.default_device().type == mx.DeviceType.gpu:
-        return int(mx.get_peak_memory())
+    """The larger of the process's resident set and of what MLX held, which may be on a GPU."""
+    return max(_peak_resident_bytes(), int(mx.get_peak_memory()))
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "linux":
+        # Not getrusage, which starts at what the parent process had.
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes

@@ -44,7 +44,7 @@ ROWS = (
     ("tokenizer", "checkpoint", "accounting", "numerics", "sampling"),
     ("data", "engines", "conversation_file", "mil"),
     ("generate", "chat"),
-    ("train", "compare", "export"),
+    ("train", "compare", "export", "bench"),
     ("verify",),
     ("quickstart",),
     ("cli",),

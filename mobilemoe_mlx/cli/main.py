@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Run a model": {
         "generate": Command("continue a prompt", True),
         "chat": Command("talk with an instruction-tuned checkpoint", True),
+        "bench": Command("measure speed and memory of every engine on a checkpoint", True),
         "convert": Command(
             "change a checkpoint's layout without changing a bit, or round it", True
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,12 @@ def load() -> Library:
             f"{s.ABI_VERSION}: build it again, {_AGAIN}."
         )
     return library
+
+
+def default_threads() -> int:
+    """One for each CPU that this process may use, as far as the library has use for them."""
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cpus, s.MOST_THREADS)
 
 
 def tensor(array: np.ndarray | None) -> s.Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from mobilemoe_mlx import text_table
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
@@ -38,7 +37,7 @@ class CPUEngine(Engine):
         if cache is None:
             cache = "float32" if precision == "exact" else "float16"
         _check_choice("cache", cache, structures.CACHE_TYPES)
-        threads = _threads() if threads is None else threads
+        threads = library.default_threads() if threads is None else threads
         if not 1 <= threads <= structures.MOST_THREADS:
             raise UserError(
                 f"{threads} threads: the CPU engine takes 1 to {structures.MOST_THREADS}."
@@ -90,7 +89,7 @@ class CPUEngine(Engine):
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return (
             f"a model of {self.args.num_hidden_layers} layers x {self.args.hidden_size} in INT4, "
-            f"{size / 1e9:.2f} GB, on the CPU ({self.model.runtime.cpu_path}, {threads}, "
+            f"{text_table.size(size)}, on the CPU ({self.model.runtime.cpu_path}, {threads}, "
             f"{self.precision})"
         )
 
@@ -127,9 +126,3 @@ def _check_choice(what: str, value: str, known: Iterable[str]) -> None:
         raise UserError(
             f"There is no {what} '{value}'{did_you_mean(value, known)}. Known: {', '.join(known)}."
         )
-
-
-def _threads() -> int:
-    """One for each CPU that this process may use, as far as the kernel has use for them."""
-    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(cpus, structures.MOST_THREADS)

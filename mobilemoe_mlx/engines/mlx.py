@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generation_stream, wired_limit
 from mlx_lm.models.cache import trim_prompt_cache
 
+from mobilemoe_mlx import text_table
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite, non_finite_error
 from mobilemoe_mlx.checkpoint.load_save import load_model
@@ -45,7 +46,7 @@ class MLXEngine(Engine):
         device = str(mx.default_device().type).rpartition(".")[-1]
         return (
             f"a model of {self.args.num_hidden_layers} layers x {self.args.hidden_size} in {form}, "
-            f"{size / 1e9:.2f} GB, on MLX ({device})"
+            f"{text_table.size(size)}, on MLX ({device})"
         )
 
     def session(self, context: int | None = None) -> MLXSession:

@@ -1,0 +1,213 @@
+"""Lets engines take turns, each in its own process, and collects what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx.accounting import bytes_read_per_token
+from mobilemoe_mlx.bench.machine import Bandwidth, cpu
+from mobilemoe_mlx.bench.prompts import real_tokens, window
+from mobilemoe_mlx.bench.results import EngineResults, Measured, Results
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.cpu_kernel import library, structures
+from mobilemoe_mlx.engines import ENGINES
+from mobilemoe_mlx.errors import UserError, did_you_mean
+
+SHORT_PROMPT = 32  # tokens of the first prompt, which is timed from the start of the process
+DECODED = 32  # tokens after each prompt
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine, or a rival, and the command that starts its process (`worker.py`)."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def contenders(
+    folder: Path, args: ModelArgs, names: Sequence[str], threads: int
+) -> list[Contender]:
+    """Those that `names` ask for, "cpu:int8", say; without names all that can run here.
+
+    Raises UserError for an engine or precision that there is not.
+    """
+    if not names:
+        on_cpu = [f"cpu:{name}" for name in ("int8", "int16", "exact")]
+        names = [*on_cpu, "mlx"] if args.quantized and library.is_built() else ["mlx"]
+    found = []
+    for name in names:
+        engine, _, precision = name.partition(":")
+        if engine not in ENGINES:
+            raise UserError(f"There is no engine '{engine}'{did_you_mean(engine, ENGINES)}.")
+        options: dict[str, Any] = {"threads": threads} if engine == "cpu" else {}
+        if precision:
+            options["precision"] = precision
+        asked = {"folder": str(folder), "engine": engine, "options": options}
+        command = (sys.executable, "-m", "mobilemoe_mlx.bench.worker", json.dumps(asked))
+        found.append(Contender(name, command))
+    return found
+
+
+def bench(
+    folder: Path,
+    names: Sequence[str] = (),
+    *,
+    prompts: Sequence[int] = (256, 1024, 4096, 8192),
+    rounds: int = 5,
+    threads: int = 2,
+    most_seconds: float = 60.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Results:
+    """Measure engines on the checkpoint in `folder`; `names`: see `contenders`.
+
+    Each round gives every engine a prompt of each length, cut from other places of the standard
+    library's documentation than the round before, and DECODED tokens after it. A prompt that would
+    take an engine longer than `most_seconds` is left out. Lengths beyond the model's context are
+    lowered to it. Raises UserError for a checkpoint or choice that cannot be, and for an engine
+    that fails.
+    """
+    args = open_checkpoint(folder).args
+    lengths = _lengths(prompts, args)
+    if rounds < 1:
+        raise UserError(f"{rounds} rounds: at least 1 is needed.")
+    if not 1 <= threads <= structures.MOST_THREADS:
+        raise UserError(f"{threads} threads: 1 to {structures.MOST_THREADS} are possible.")
+    rivals = contenders(folder, args, names, threads)
+    tokens = real_tokens(folder, args)
+    results = Results(str(folder), cpu(), threads, rounds, bytes_read_per_token(args), [], [])
+    with ExitStack() as stack:
+        processes = []
+        for rival in rivals:
+            say(f"starting {rival.name}")
+            process = stack.enter_context(Process(rival))
+            first = process.run(tokens[: SHORT_PROMPT + DECODED], SHORT_PROMPT)
+            started = process.seconds_since_start - first["decode_seconds"]
+            process.note_speed(SHORT_PROMPT, first)
+            processes.append(process)
+            results.engines.append(EngineResults(rival.name, process.description, started))
+        bandwidth = Bandwidth(threads)
+        for number in range(rounds):
+            results.bandwidth.append(bandwidth.measure())
+            for length in lengths:
+                text = window(tokens, number * (length + DECODED), length + DECODED)
+                for process, engine in zip(processes, results.engines, strict=True):
+                    if length in engine.left_out:
+                        continue
+                    if process.predicted_seconds(length) > most_seconds:
+                        engine.left_out.append(length)
+                        continue
+                    say(f"round {number + 1} of {rounds}, {length:,} tokens, {engine.name}")
+                    _add(engine.contexts, length, process, text)
+    for rival, engine in zip(rivals, results.engines, strict=True):
+        if engine.contexts:
+            say(f"repeated tokens, {rival.name}")
+            length = min(engine.contexts)
+            with Process(rival) as process:
+                again: dict[int, Measured] = {}
+                _add(again, length, process, tokens[:1] * (length + DECODED))
+                engine.repeated = again[length]
+    return results
+
+
+def _lengths(prompts: Sequence[int], args: ModelArgs) -> list[int]:
+    most = args.max_position_embeddings - DECODED
+    if most < 1 or not prompts or min(prompts) < 1:
+        raise UserError(
+            f"Prompts of {', '.join(map(str, prompts)) or 'no length'} tokens: at least 1 is "
+            f"needed, and {DECODED} positions of the model's context for the answer."
+        )
+    return sorted({min(length, most) for length in prompts})
+
+
+def _add(
+    contexts: dict[int, Measured], length: int, process: Process, tokens: Sequence[int]
+) -> None:
+    answer = process.run(tokens, length)
+    process.note_speed(length, answer)
+    if length not in contexts:
+        contexts[length] = Measured(
+            length,
+            len(tokens) - length,
+            peak_bytes=answer["peak_bytes"],
+            touched_bytes=answer["touched_bytes"],
+        )
+    contexts[length].first_token_seconds.append(answer["first_token_seconds"])
+    contexts[length].decode_seconds.append(answer["decode_seconds"])
+
+
+class Process:
+    """A running contender."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._name = contender.name
+        self._start = time.perf_counter()
+        self._process = subprocess.Popen(
+            contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            self.description = str(self._answer()["description"])
+        except BaseException:
+            self._end()
+            raise
+        self._speed = (0, 0.0, 0.0)  # tokens of a prompt, its seconds, seconds of decoding
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    @property
+    def seconds_since_start(self) -> float:
+        """How long ago the process was started."""
+        return time.perf_counter() - self._start
+
+    def run(self, tokens: Sequence[int], prompt: int) -> dict[str, Any]:
+        """One conversation; the answer is as `worker.py` says. Raises UserError when it fails."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"tokens": [*tokens], "prompt": prompt}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says why
+        return self._answer()
+
+    def note_speed(self, prompt: int, answer: dict[str, Any]) -> None:
+        """Remember the longest prompt so far, from which longer ones are predicted."""
+        if prompt >= self._speed[0]:
+            self._speed = (prompt, answer["first_token_seconds"], answer["decode_seconds"])
+
+    def predicted_seconds(self, prompt: int) -> float:
+        """What a prompt of this length will take at the speed seen so far."""
+        seen, first, decode = self._speed
+        return first * prompt / seen + decode
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise UserError(f"The engine {self._name} ended, with status {self._process.wait()}.")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"The engine {self._name}: {answer['error']}")
+        return dict(answer)
+
+    def _end(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,89 @@
+"""The figures of `bench` as text."""
+
+from __future__ import annotations
+
+import statistics
+
+from mobilemoe_mlx import text_table
+from mobilemoe_mlx.bench.results import EngineResults, Measured, Results
+
+_HEAD = (
+    "engine",
+    "prompt",
+    "first token, s",
+    "prefill, tokens/s",
+    "decode, tokens/s",
+    "of bandwidth",
+    "peak memory",
+    "weights touched",
+)
+
+
+def as_text(results: Results, before: Results | None = None) -> str:
+    """A table, what stands around it, and ratios to `before`, an earlier run's figures."""
+    rows = [list(_HEAD)]
+    for engine in results.engines:
+        for prompt, measured in engine.contexts.items():
+            old = None if before is None else before.find(engine.name, prompt)
+            rows.append(_row(results, engine, measured, old))
+        rows += [[engine.name, f"{n:,}", *["-"] * 6] for n in engine.left_out]
+    rate = statistics.median(results.bandwidth) / 1e9
+    lines = [
+        f"{results.cpu}, {results.threads} threads, {rate:.1f} GB/s read from memory; medians of "
+        f"{results.rounds} rounds in turns.",
+        f"Decoding a token reads {text_table.size(results.token_bytes)} of weights.",
+        "",
+        text_table.columns(rows),
+        "",
+        *map(_start, results.engines),
+        *(_repeated(e) for e in results.engines if e.repeated is not None),
+    ]
+    if any(engine.left_out for engine in results.engines):
+        lines.append("-: would have taken longer than --most-seconds.")
+    if before is not None:
+        lines.append("x: times the earlier figure.")
+    return "\n".join(lines)
+
+
+def _row(
+    results: Results, engine: EngineResults, measured: Measured, old: Measured | None
+) -> list[str]:
+    def rate(name: str) -> str:
+        value = float(getattr(measured, name))
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+        return text if old is None else f"{text} x{value / getattr(old, name):.2f}"
+
+    touched = measured.touched_bytes
+    return [
+        engine.name,
+        f"{measured.prompt:,}",
+        f"{measured.first_token:.3g}",
+        rate("prefill"),
+        rate("decode"),
+        f"{100 * results.bandwidth_share(measured):.0f} %",
+        text_table.size(measured.peak_bytes),
+        text_table.size(touched) if touched else "-",
+    ]
+
+
+def _start(engine: EngineResults) -> str:
+    return (
+        f"{engine.name}: {engine.description}. First token {engine.start_seconds:.2f} s after the "
+        "process began."
+    )
+
+
+def _repeated(engine: EngineResults) -> str:
+    repeated = engine.repeated
+    assert repeated is not None
+    real = engine.contexts[repeated.prompt]
+    memory = ""
+    if repeated.touched_bytes and real.touched_bytes:
+        memory = (
+            f", and touches {text_table.size(repeated.touched_bytes)} of the weights in place "
+            f"of {text_table.size(real.touched_bytes)}"
+        )
+    return (
+        f"{engine.name}: one token repeated {repeated.prompt:,} times decodes at "
+        f"{repeated.decode / real.decode:.2f} x the speed of real text{memory}."
+    )

@@ -1,0 +1,80 @@
+"""The process that one engine is measured in: `python -m mobilemoe_mlx.bench.worker JSON`.
+
+It opens the engine and prints a line of JSON; then, for each line it reads, it runs one
+conversation and prints what that took. A rival's process speaks the same, so
+`measure.py` does not know what runs in it.
+
+    argument   {"folder": ..., "engine": ..., "options": {...}}
+    first line {"description": ...}, or {"error": sentence}
+    request    {"tokens": [...], "prompt": n}: the first n at once, the others one by one
+    answer     {"first_token_seconds", "decode_seconds", "peak_bytes", "touched_bytes"}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mobilemoe_mlx import mlx_on_linux
+from mobilemoe_mlx.errors import UserError
+
+mlx_on_linux.prepare()
+
+
+def main() -> int:
+    """Serve requests until standard input ends."""
+    from mobilemoe_mlx.engines import open_engine
+    from mobilemoe_mlx.memory import peak_memory_bytes
+
+    asked = json.loads(sys.argv[1])
+    try:
+        engine = open_engine(asked["folder"], asked["engine"], **asked["options"])
+    except UserError as error:
+        _say({"error": str(error)})
+        return 2
+    _say({"description": engine.describe()})
+    for line in sys.stdin:
+        request = json.loads(line)
+        tokens, prompt = request["tokens"], request["prompt"]
+        session = engine.session(len(tokens))
+        start = time.perf_counter()
+        session.feed(tokens[:prompt])
+        first = time.perf_counter()
+        for token in tokens[prompt:]:
+            session.feed([token])
+        last = time.perf_counter()
+        _say(
+            {
+                "first_token_seconds": first - start,
+                "decode_seconds": last - first,
+                "peak_bytes": peak_memory_bytes(),
+                "touched_bytes": _touched_bytes(),
+            }
+        )
+    return 0
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _touched_bytes() -> int | None:
+    """Bytes of weight files that this process has touched in its memory map; None: not known."""
+    smaps = Path("/proc/self/smaps")
+    if not smaps.exists():
+        return None
+    total, counts = 0, False
+    for line in smaps.read_text(encoding="utf-8", errors="replace").splitlines():
+        head = line.split(maxsplit=1)[0]
+        if not head.endswith(":"):  # the line that begins a mapping
+            counts = line.endswith(".safetensors")
+        elif counts and head == "Rss:":
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The benchmark: what it measures, how it says it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mobilemoe_mlx.accounting import bytes_read_per_token
+from mobilemoe_mlx.bench.measure import DECODED, Contender, Process, bench, contenders
+from mobilemoe_mlx.bench.results import EngineResults, Measured, Results, read_results
+from mobilemoe_mlx.bench.table import as_text
+from mobilemoe_mlx.cli import main
+from mobilemoe_mlx.config import PRESETS, ModelArgs
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.int4_rounding import as_quantized
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _children_find_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture(scope="module")
+def measured(kernel_is_built: None, int4_folder: Path) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        names = ["cpu:exact", "mlx"]
+        return bench(int4_folder, names, prompts=[16, 40, 5000], rounds=2, threads=1)
+
+
+def test_what_is_measured(measured: Results) -> None:
+    assert [engine.name for engine in measured.engines] == ["cpu:exact", "mlx"]
+    assert len(measured.bandwidth) == 2 and min(measured.bandwidth) > 1e8
+    most = 256 - DECODED  # the model's context
+    for engine in measured.engines:
+        assert list(engine.contexts) == [16, 40, most]
+        assert 0 < engine.start_seconds < 60
+        for prompt, found in engine.contexts.items():
+            assert (found.prompt, found.decoded) == (prompt, DECODED)
+            assert len(found.first_token_seconds) == len(found.decode_seconds) == 2
+            assert found.peak_bytes > 10_000_000
+            assert found.prefill == pytest.approx(prompt / found.first_token)
+        assert engine.repeated is not None and engine.repeated.prompt == 16
+    cpu, mlx = measured.engines
+    assert "1 thread, exact" in cpu.description
+    if sys.platform == "linux":  # MLX reads its weights, the kernel maps them
+        touched = cpu.contexts[most].touched_bytes
+        assert touched is not None and touched > 0
+        assert mlx.contexts[most].touched_bytes == 0
+
+
+def test_json_and_back(measured: Results, tmp_path: Path) -> None:
+    (tmp_path / "it.json").write_text(json.dumps(measured.to_dict()), encoding="utf-8")
+    assert read_results(tmp_path / "it.json") == measured
+    for content in ("[]", "{}", '{"engines": [{}]}'):
+        (tmp_path / "it.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="was not written by"):
+            read_results(tmp_path / "it.json")
+
+
+def results(decode_seconds: float) -> Results:
+    """One engine: 100 tokens at 200 a second, then 32 in `decode_seconds`."""
+    found = Measured(100, 32, [0.4, 0.5, 0.6], [decode_seconds] * 3, 50_000_000, 9_000_000)
+    slow = Measured(100, 32, [0.4], [2 * decode_seconds], 50_000_000, 3_000_000)
+    engine = EngineResults("cpu:int8", "a model", 0.7, {100: found}, [4096], slow)
+    return Results("M", "A CPU", 2, 3, 10_000_000, [1e9, 2e9, 4e9], [engine])
+
+
+def test_the_table() -> None:
+    text = as_text(results(decode_seconds=0.32))
+    row = next(line.split() for line in text.splitlines() if line.startswith("cpu:int8   "))
+    # 32 tokens in 0.32 s read 1 GB/s, half of the median bandwidth.
+    assert row == ["cpu:int8", "100", "0.5", "200", "100", "50", "%", "50.0", "MB", "9.0", "MB"]
+    assert "4,096" in text and "--most-seconds" in text
+    assert "one token repeated 100 times decodes at 0.50 x the speed of real text" in text
+    assert "touches 3.0 MB of the weights in place of 9.0 MB" in text
+    compared = as_text(results(decode_seconds=0.16), results(decode_seconds=0.32))
+    assert "200 x2.00" in compared and "200 x1.00" in compared
+
+
+def test_bytes_of_a_token() -> None:
+    """S: 272.5M parameters a token in the paper, most of them at 4.5 bits."""
+    found = bytes_read_per_token(as_quantized(PRESETS["S"]))
+    packed = found - 4 * 20 * 60 * 768
+    assert packed / (4.5 / 8) == pytest.approx(272.5e6, rel=0.01)
+    assert bytes_read_per_token(PRESETS["S"]) == pytest.approx(2 * 272.5e6, rel=0.01)
+
+
+def test_what_is_too_slow_is_left_out(measured: Results, int4_folder: Path) -> None:
+    found = bench(int4_folder, ["cpu"], prompts=[16], rounds=1, threads=1, most_seconds=0.0)
+    assert found.engines[0].left_out == [16]
+    assert not found.engines[0].contexts and found.engines[0].repeated is None
+
+
+def test_what_it_refuses(
+    int4_folder: Path, bf16_folder: Path, tiny_args: ModelArgs, kernel_is_built: None
+) -> None:
+    for names, message in (
+        (["cup"], "no engine 'cup' .did you mean 'cpu'"),
+        (["cpu:int4"], "The engine cpu:int4: There is no precision 'int4'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bench(int4_folder, names, prompts=[16])
+    with pytest.raises(UserError, match=r"The engine cpu: .* is BF16"):
+        bench(bf16_folder, ["cpu"], prompts=[16])
+    for wrong, message in (
+        ({"prompts": [0]}, "Prompts of 0 tokens"),
+        ({"rounds": 0}, "0 rounds"),
+        ({"threads": 17}, "17 threads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bench(int4_folder, **wrong)
+    assert [c.name for c in contenders(bf16_folder, tiny_args, [], 2)] == ["mlx"]
+
+
+def test_a_process_that_dies_is_told() -> None:
+    code = "import json; print(json.dumps({'description': 'x'}), flush=True); input(); exit(3)"
+    with (
+        Process(Contender("rival", (sys.executable, "-c", code))) as process,
+        pytest.raises(UserError, match="The engine rival ended, with status 3"),
+    ):
+        process.run([1, 2, 3], 2)
+
+
+def test_the_command(
+    int4_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kernel_is_built: None,
+) -> None:
+    line = [
+        "bench",
+        str(int4_folder),
+        "--engine",
+        "cpu:int8",
+        "--contexts",
+        "8,16",
+        "--rounds",
+        "1",
+    ]
+    written = [str(tmp_path / name) for name in ("it.json", "it.png")]
+    assert main.main([*line, "--json", written[0], "--picture", written[1]]) == 0
+    assert "decode, tokens/s" in capsys.readouterr().out
+    assert Path(written[1]).read_bytes().startswith(b"\x89PNG")
+    assert main.main([*line, "--compare", written[0]]) == 0
+    captured = capsys.readouterr()
+    assert " x" in captured.out and "round 1 of 1, 16 tokens, cpu:int8" in captured.err
+    with pytest.raises(SystemExit):
+        main.main([*line, "--contexts", "1x"])
+    assert "'1x' is not like 256,1k,4k" in capsys.readouterr().err
+    assert main.main([*line, "--picture", str(tmp_path / "no" / "it.png")]) == 2
