@@ -462,7 +462,7 @@ def test_generate_command_says_what_is_wrong(
         (["--prompt", ""], "The prompt is empty"),
         (["--prompt", "caf\udcff"], "The prompt is not UTF-8 text: character 4 is '\\udcff'"),
         ([], "give --prompt TEXT"),
-        (["--prompt", "a", "--temperature", "nan"], "temperature is nan"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0"),
         (["--prompt-file", str(tmp_path / "none")], "cannot be read: No such file"),
         (["--prompt-file", str(latin)], "is not UTF-8 text"),
         (["--prompt-file", ""], "cannot be read: No such file"),

@@ -294,9 +294,10 @@ def test_a_damaged_tensor_is_named(
     )
 
 
-def test_numbers_that_outgrow_float32(int4_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["exact", "int16", "int8"])
+def test_numbers_that_outgrow_float32(int4_folder: Path, tmp_path: Path, precision: str) -> None:
     folder = damaged(int4_folder, tmp_path / "it", "model.norm.weight", 3e38)
-    session = exact(folder).session()
+    session = open_engine(folder, "cpu", precision=precision).session()
     with pytest.raises(DamagedModel, match="though every weight is finite"):
         for token in range(100):
             session.feed([token])
