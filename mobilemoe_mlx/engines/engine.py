@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx.checkpoint.damage import non_finite_error
@@ -109,7 +108,7 @@ class Session(ABC):
             logits = self.feed(tokens[start : start + PREFILL_TOKENS])
             progress(min(start + PREFILL_TOKENS, len(tokens)), len(tokens))
         for count in range(1, max_tokens + 1):
-            token = int(sampler(mx.array(tokens), mx.array(logits)).item())
+            token = sampler.choose(tokens, logits[-1])
             tokens.append(token)
             yield token
             if count < max_tokens:
