@@ -39,4 +39,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs coreml/kernel/build mobilemoe_mlx/cpu_kernel/libmobilemoe.*
