@@ -206,7 +206,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
   const mobilemoe_runtime_options options{
       input.number(0, 2), input.number(1, 4),
-      mobilemoe_cpu_path_name(input.byte() % 2)};
+      mobilemoe_cpu_path_name(input.byte() % 3)};
   mobilemoe_runtime* runtime;
   if (mobilemoe_runtime_create(&options, &runtime, nullptr) != MOBILEMOE_OK) return 0;
   switch (input.byte() % 4) {

@@ -55,13 +55,16 @@ class ExpertExact {
     const Ahead ahead(task.codes + static_cast<size_t>(task.inputs) * row_groups * (kGroup / 2),
                       task.next_codes);
     for (int r = 0; r < task.inputs; r += kRows) {
+      const uint8_t* first = task.codes + static_cast<size_t>(r) * row_groups * (kGroup / 2);
       for (int g = task.begin / kGroup; g < task.end / kGroup; ++g) {
         Floats group[4];
         for (int i = 0; i < 4; ++i) group[i] = V::load(sums + g * kGroup + i * 8);
         for (int j = r; j < r + kRows; ++j) {
           const size_t at = static_cast<size_t>(j) * row_groups + g;
           const uint8_t* codes = task.codes + at * (kGroup / 2);
-          ahead(codes);
+          // In the order of memory, as if the rows' groups lay behind each other.
+          const int in_order = (g * kRows + j - r) * (kGroup / 2);
+          if (in_order % kLine == 0) ahead(first + in_order);
           Floats w[4];
           unpack(codes, task.scales + at * 2, w);
           const Floats v = V::set(x[j]);

@@ -79,8 +79,9 @@ class ExpertOne {
            folded, scales_ahead);
       for (int g = begin; g < end; g += kGroups) {
         const int left = end - g < kGroups ? end - g : kGroups;
-        multiply_columns(codes + static_cast<size_t>(g) * (kGroup / 2), row_bytes, g, g - begin,
-                         left, folded, codes_ahead);
+        const uint8_t* at = codes + static_cast<size_t>(g) * (kGroup / 2);
+        ask_for_next_rows(at, row_bytes, g - begin, end - begin == row_groups, codes_ahead);
+        multiply_columns(at, row_bytes, g, g - begin, left, folded);
       }
     }
     for (int g = 0; g < end - begin; ++g) {
@@ -121,15 +122,24 @@ class ExpertOne {
     }
   }
 
+  // Whole rows lie right behind each other and are asked for in the order of memory: in any other
+  // it is less than half as fast. Of parts of rows, a line of each.
+  static void ask_for_next_rows(const uint8_t* codes, size_t row_bytes, int column_group, bool whole,
+                                const Ahead& ahead) {
+    const int distance = static_cast<int>(kRows * row_bytes);
+    if (whole) {
+      const uint8_t* at = codes + static_cast<size_t>(column_group) * (kGroup / 2) * (kRows - 1);
+      for (int byte = 0; byte < kRows * kGroups * (kGroup / 2); byte += kLine) {
+        ahead(at + byte, distance);
+      }
+    } else if (column_group * (kGroup / 2) % kLine == 0) {
+      for (int row = 0; row < kRows; ++row) ahead(codes + row * row_bytes, distance);
+    }
+  }
+
   // 16 rows times up to kGroups groups of columns.
   static void multiply_columns(const uint8_t* codes, size_t row_bytes, int g, int column_group,
-                               int groups, const Folded& folded, const Ahead& ahead) {
-    // The same columns of the next 16 rows.
-    if (column_group * (kGroup / 2) % kLine == 0) {
-      for (int row = 0; row < kRows; ++row) {
-        ahead(codes + row * row_bytes, static_cast<int>(kRows * row_bytes));
-      }
-    }
+                               int groups, const Folded& folded) {
     typename Inner::Sums sums;
     sums.begin(Wide::spread(folded.initial + g));
 #pragma GCC unroll 8

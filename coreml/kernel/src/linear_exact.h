@@ -52,6 +52,7 @@ class LinearExact {
                       task.next_codes);
     for (int row = task.begin; row < task.end; row += kRows) {
       const int rows = task.end - row < kRows ? task.end - row : kRows;
+      const uint8_t* first = task.codes + static_cast<size_t>(row) * groups * (kGroup / 2);
       Floats sums[kRows];
       for (int r = 0; r < kRows; ++r) sums[r] = V::zero();
       for (int g = 0; g < groups; ++g) {
@@ -60,7 +61,8 @@ class LinearExact {
         for (int r = 0; r < rows; ++r) {
           const size_t at = static_cast<size_t>(row + r) * groups + g;
           const uint8_t* codes = task.codes + at * (kGroup / 2);
-          ahead(codes);
+          const int in_order = (g * rows + r) * (kGroup / 2);  // as if the groups lay so in memory
+          if (in_order % kLine == 0) ahead(first + in_order);
           Floats w[4];
           unpack(codes, task.scales + at * 2, w);
           for (int i = 0; i < 4; ++i) sums[r] = V::fma(w[i], v[i], sums[r]);

@@ -84,7 +84,10 @@ class LinearOne {
         const auto lanes = Wide::lanes_of(i);
         for (int r = 0; r < kRowCount; ++r) {
           const uint8_t* at = codes + r * row_bytes + (g / kGroups + i) * kLoadBytes;
-          if (i * kLoadBytes % kLine == 0) codes_ahead(at);
+          // In the order of memory, as if the rows' loads lay behind each other.
+          if (r * kLoadBytes % kLine == 0) {
+            codes_ahead(codes + ((g / kGroups + i) * kRowCount + r) * kLoadBytes);
+          }
           const auto bytes = Wide::load_codes(at, left - i * kGroups);
           sums[r] = Wide::fma(Wide::to_floats(Inner::multiply(bytes, block)),
                               Wide::spread(scale[r], lanes), sums[r]);
