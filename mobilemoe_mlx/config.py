@@ -369,13 +369,13 @@ def _family(hidden_size: int, layers: int) -> ModelArgs:
 # S, M, L: paper table of sizes. tiny: ours, the same ratios at a size two CPU cores can train.
 PRESETS: dict[str, ModelArgs] = {
     "tiny": ModelArgs(
-        hidden_size=128,
+        hidden_size=64,
         num_hidden_layers=4,
-        num_attention_heads=2,
+        num_attention_heads=1,
         num_key_value_heads=1,
-        intermediate_size=64,
-        intermediate_size_mlp=256,
-        vocab_size=2048,
+        intermediate_size=32,
+        intermediate_size_mlp=128,
+        vocab_size=4096,
         max_position_embeddings=1024,
         rope_theta=10000.0,
         rope_scaling=None,

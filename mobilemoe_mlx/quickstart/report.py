@@ -13,7 +13,8 @@ from mobilemoe_mlx.quickstart.samples import (
     CODE,
     DOCUMENTATION,
     QUESTION,
-    REPETITION_PENALTY,
+    SAMPLING,
+    STAGES,
     Sample,
 )
 from mobilemoe_mlx.train.recipe import STAGE_TITLES
@@ -27,8 +28,7 @@ def write_report(results: Results, numbers: Figures, path: Path) -> Path:
         "# MobileMoE quickstart report",
         _summary(results),
         _headline(numbers),
-        "What the INT4 checkpoint writes (greedy, repetition penalty "
-        f"{REPETITION_PENALTY}; a model this small learns form, not facts):",
+        _sampling(),
         *map(_sample, first),
         "## Loss",
         _losses(results, numbers),
@@ -44,7 +44,7 @@ def write_report(results: Results, numbers: Figures, path: Path) -> Path:
         _data(results),
         "## Core ML package",
         _package(results),
-        "## More samples of the INT4 checkpoint",
+        "## More samples",
         *(_sample(sample) for sample in results.samples if sample not in first),
     ]
     files.write(path, ("\n\n".join(parts) + "\n").encode())
@@ -93,6 +93,18 @@ def _headline(numbers: Figures) -> str:
         ["speed", ", ".join(speed)],
     ]
     return _table(["", ""], rows)
+
+
+def _sampling() -> str:
+    code, documentation, answers = (STAGE_TITLES[stage] for stage in STAGES.values())
+    return (
+        f"What the model writes after the stage that trained it on that kind of text: code after "
+        f"{code}, documentation after {documentation}, answers after {answers}. Drawn at "
+        f"temperature {SAMPLING.temperature} from the likeliest tokens that have "
+        f"{SAMPLING.top_p:.0%} of the probability together, at most {SAMPLING.max_tokens} tokens, "
+        f"seed {SAMPLING.seed}, all of them the first draw. A model this small learns form, not "
+        "facts."
+    )
 
 
 def _losses(results: Results, numbers: Figures) -> str:

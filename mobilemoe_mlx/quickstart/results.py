@@ -11,7 +11,7 @@ from typing import Any
 
 from mobilemoe_mlx.accounting import account
 from mobilemoe_mlx.export.coreml.package import Exported
-from mobilemoe_mlx.quickstart.samples import Sample
+from mobilemoe_mlx.quickstart.samples import QUESTION, Sample
 from mobilemoe_mlx.quickstart.text_bytes import bits_per_byte
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import Recipe
@@ -74,7 +74,11 @@ def figures(results: Results) -> Figures:
     """Read the run's metrics and put the numbers together."""
     qat = json.loads((results.training / "qat" / "quantization.json").read_text("utf-8"))
     sizes = account(results.recipe.model)
-    decode = [s.statistics.generated_tokens_per_second for s in results.samples]
+    decode = [
+        sample.statistics.generated_tokens_per_second
+        for sample in results.samples
+        if sample.kind == QUESTION  # which the INT4 checkpoint answers
+    ]
     rates = [rate for rate in decode if rate is not None]
     return Figures(
         stages={name: _stage(results, name) for name in results.recipe.stages},

@@ -101,8 +101,8 @@ def quickstart(
         for name, stage in config.stages.items()
     }
 
-    # 7. What the INT4 checkpoint writes.
-    samples = steps.run("Samples of the INT4 checkpoint", lambda: generate_samples(model_folder))
+    # 7. What the checkpoints write.
+    samples = steps.run("Samples", lambda: generate_samples(training))
 
     results = Results(
         recipe=config,

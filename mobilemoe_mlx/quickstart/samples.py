@@ -1,4 +1,4 @@
-"""A few generations of the trained INT4 checkpoint, for the report."""
+"""What the trained checkpoints write, for the report."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from mobilemoe_mlx.tokenizer import encode_text
 
 CODE, DOCUMENTATION, QUESTION = "code", "documentation", "question"
 
-# The corpus' three kinds of text, the most telling of each first; json is a held-out module.
+# Each kind of text is asked of the checkpoint whose stage trained on it: SFT and QAT train on
+# answers alone. The last is the INT4 checkpoint.
+STAGES = {CODE: "pretrain", DOCUMENTATION: "midtrain", QUESTION: "qat"}
+
+# Beginnings as the corpus has them, the most telling of each kind first; json is a held-out module.
 PROMPTS = (
-    (CODE, "import os\nimport sys\n\n\nclass Error(Exception):\n"),
-    (DOCUMENTATION, "NAME\n    queue - A multi-producer"),
+    (CODE, 'def read_lines(path):\n    """'),
+    (DOCUMENTATION, "FUNCTIONS\n    read_lines(path)\n        "),
     (QUESTION, "What does `os.path.isdir` do?"),
+    (CODE, "class Error(Exception):\n"),
     (QUESTION, "What is the signature of `shutil.copyfile`?"),
+    (QUESTION, "What is the module `queue` for?"),
     (QUESTION, "What does `json.dumps` do?"),
 )
-REPETITION_PENALTY = 1.1
+
+# The likeliest continuation of so small a model goes round in circles, and an even draw from all
+# that it holds possible breaks off in the middle of words.
+SAMPLING = GenerationOptions(max_tokens=80, temperature=0.5, top_p=0.9, seed=0)
 
 
 class Sample(NamedTuple):
-    """One prompt and its greedy continuation."""
+    """One prompt and what followed it."""
 
     kind: str  # CODE, DOCUMENTATION or QUESTION
     prompt: str
@@ -31,19 +40,21 @@ class Sample(NamedTuple):
     statistics: Statistics
 
 
-def generate_samples(model_folder: Path, max_tokens: int = 60) -> list[Sample]:
-    """Load the checkpoint as a user would and continue each prompt, greedily."""
-    engine, tokenizer = open_with_tokenizer(model_folder)
-    options = GenerationOptions(max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY)
+def generate_samples(training: Path) -> list[Sample]:
+    """Load the checkpoints of a run's stages as a user would, and continue each prompt."""
+    checkpoints = {
+        kind: open_with_tokenizer(training / stage / "model") for kind, stage in STAGES.items()
+    }
     samples = []
     for kind, prompt in PROMPTS:
+        engine, tokenizer = checkpoints[kind]
         if kind == QUESTION:
             message = {"role": "user", "content": prompt}
             tokens = tokenizer.apply_chat_template([message], add_generation_prompt=True)
         else:
             tokens = [tokenizer.bos_token_id, *encode_text(tokenizer, prompt)]
         text = ""
-        for part in stream(engine.session(), tokenizer, tokens, options):
+        for part in stream(engine.session(), tokenizer, tokens, SAMPLING):
             if isinstance(part, Step):
                 text += part.text
             else:

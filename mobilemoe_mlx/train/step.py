@@ -51,6 +51,7 @@ class Trainer:
         self._objective_and_gradients = mx.value_and_grad(self._objective)
         if linux_cpu.applies_to(mx.array(0.0, getattr(mx, config.compute.dtype))):
             linux_cpu.keep_freed_memory()
+            linux_cpu.use_threads_for(model.args.hidden_size)
         self.adopt(model.parameters())
 
     def adopt(self, parameters: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from mobilemoe_mlx import load
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.quickstart.baseline import unigram_loss
 from mobilemoe_mlx.quickstart.run import quickstart
-from mobilemoe_mlx.quickstart.samples import CODE, DOCUMENTATION, PROMPTS, QUESTION
+from mobilemoe_mlx.quickstart.samples import CODE, DOCUMENTATION, PROMPTS, QUESTION, STAGES
 from mobilemoe_mlx.quickstart.text_bytes import bits_per_byte, bytes_per_target, token_bytes
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
 from mobilemoe_mlx.train.data import open_heldout
@@ -46,10 +46,22 @@ def test_report_opens_with_what_a_reader_wants(report: Path) -> None:
     opening, _ = report.read_text(encoding="utf-8").split("\n## ", 1)
     for row in ("held-out loss, nats per token (bits per byte)", "cost of INT4", "size", "speed"):
         assert f"\n| {row}" in opening
-    assert [kind for kind, _ in PROMPTS if kind in (CODE, DOCUMENTATION)] == [CODE, DOCUMENTATION]
     for kind in (CODE, DOCUMENTATION, QUESTION):
         first = next(prompt for k, prompt in PROMPTS if k == kind)
         assert opening.count(f"```text\n{first}\n```") == 1
+
+
+def test_samples_are_of_what_their_stage_trained_on() -> None:
+    files = {CODE: "code", DOCUMENTATION: "docs", QUESTION: "qa"}
+    recipe = load_recipe("tiny")
+    for kind, stage in STAGES.items():
+        assert recipe.stages[stage].data.heldout == (f"{files[kind]}.heldout.jsonl",)
+    assert STAGES[QUESTION] == list(recipe.stages)[-1]  # the INT4 checkpoint
+
+
+def test_curves_have_six_points_a_stage() -> None:
+    for stage in load_recipe("tiny").stages.values():
+        assert len({0, *range(0, stage.steps, stage.evaluate_every), stage.steps}) >= 6
 
 
 def test_a_wrong_override_is_told_before_anything_is_deleted(report: Path) -> None:
