@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.files import made_parents
 
 
 class _NotPutBack(UserError):
@@ -27,8 +28,7 @@ def all_or_none(targets: Sequence[Path], work: Path) -> Iterator[Path]:
     """
     name = targets[-1]
     try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        with _held_alone(work, name):
+        with made_parents(work), _held_alone(work, name):
             _put_back(work, targets)
             _empty(work)
             with _removed(work):

@@ -7,6 +7,7 @@ is written whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -122,6 +123,20 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=without_twins)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}.") from None
+
+
+@contextlib.contextmanager
+def made_parents(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; where the block fails, those that were made go again."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that something was put into stays
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def find(folder: Path, pattern: str) -> list[Path]:

@@ -51,5 +51,16 @@ def load_openblas() -> bool:
     return False
 
 
+def openblas_path() -> str:
+    """The file of the OpenBLAS that `load_openblas` loads; empty where there is none."""
+    if sys.platform != "linux" or not load_openblas():
+        return ""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return next((line.split()[-1] for line in lines if "openblas" in line), "")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--path"]:
+        print(openblas_path())
+        sys.exit(0)
     sys.exit(0 if sys.platform != "linux" or load_openblas() else _MISSING)

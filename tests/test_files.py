@@ -156,3 +156,19 @@ def test_sha256_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(tmp_path / "a") == digest
+
+
+def test_folders_above_go_again_where_nothing_came_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for kept in (False, True):
+        target = tmp_path / "a" / "b" / "c" / "target"
+        with pytest.raises(ValueError, match="stop"), files.made_parents(target):
+            assert target.parent.is_dir()
+            if kept:
+                (tmp_path / "a" / "b" / "mine").touch()
+            raise ValueError("stop")
+        assert (tmp_path / "a").is_dir() and (tmp_path / "a" / "b").is_dir() == kept
+        assert not target.parent.exists()
+    with files.made_parents(target):
+        pass
+    assert target.parent.is_dir() and not target.exists()

@@ -91,3 +91,17 @@ def test_nothing_happens_once_mlx_is_there(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "mlx.core", sys)
     monkeypatch.setattr(mlx_on_linux, "_OPENBLAS", ("libabsent.so",))
     assert mlx_on_linux.prepare() is None
+
+
+@pytest.mark.usefixtures("openblas")
+def test_the_script_finds_what_the_command_loads() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        ["sh", str(ROOT / "scripts" / "find-openblas")],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHON": sys.executable},
+    )
+    path = done.stdout.strip()
+    loaded = run(f"from mobilemoe_mlx import mlx_on_linux\nmlx_on_linux.prepare()\nprint({MAPS})")
+    assert path in loaded.stdout and Path(path).is_file(), done

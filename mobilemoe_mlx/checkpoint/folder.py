@@ -107,24 +107,24 @@ def replaced_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[
         if old.exists() and not target.exists():  # killed between the two renames below
             os.rename(old, target)
         _check_target(target, overwrite)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in (new, old):  # of a process that was killed
-                if leftover.exists():
-                    shutil.rmtree(leftover)
-            new.mkdir()
-            yield new
-            if target.exists():
-                os.rename(target, old)
+        with files.made_parents(target):
             try:
-                os.rename(new, target)
-            except OSError:
-                if old.exists():
-                    os.rename(old, target)
+                for leftover in (new, old):  # of a process that was killed
+                    if leftover.exists():
+                        shutil.rmtree(leftover)
+                new.mkdir()
+                yield new
+                if target.exists():
+                    os.rename(target, old)
+                try:
+                    os.rename(new, target)
+                except OSError:
+                    if old.exists():
+                        os.rename(old, target)
+                    raise
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
                 raise
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(

@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
     monkeypatch.setattr("mobilemoe_mlx.checkpoint.folder.write_file", full_disk)
     with pytest.raises(UserError, match="No space left"):
-        convert(int4_folder, tmp_path / "out", max_shard_bytes=SHARD)
+        convert(int4_folder, tmp_path / "new" / "out", max_shard_bytes=SHARD)
     assert list(tmp_path.iterdir()) == []
 
 
