@@ -262,9 +262,9 @@ class ModelArgs:
         for name in ("no_rope_layers", "layer_types"):
             if name in values:
                 if not isinstance(values[name], list):
-                    raise bad(name, values[name], "it must be a list, one entry per layer")
+                    raise bad(name, values[name], "it must be a list, one entry for each layer")
                 if not values[name]:
-                    raise bad(name, values[name], "it must have one entry per layer")
+                    raise bad(name, values[name], "it must have one entry for each layer")
                 values[name] = tuple(values[name])
         eos = end_tokens.token_ids("config.json: eos_token_id", values.get("eos_token_id"))
         values["eos_token_id"] = eos

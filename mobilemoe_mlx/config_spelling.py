@@ -244,7 +244,7 @@ def _rope(given: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of wherever they stand.
 
     Before transformers 5: `rope_theta`, and a block `rope_scaling` with `rope_type` (or `type`).
-    Since: one block `rope_parameters` with the theta inside, or one such block per layer type.
+    Since: one block `rope_parameters` with the theta inside, or one such block for each layer type.
     """
     thetas = {"rope_theta": given["rope_theta"]} if "rope_theta" in given else {}
     blocks: dict[str, dict[str, Any]] = {}
@@ -275,7 +275,7 @@ def _rope(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_full_attention(name: str, block: dict[str, Any]) -> dict[str, Any]:
-    """The values of a block; of one with a block per layer type, those of full attention."""
+    """The values of a block; of one with a block for each layer type, those of full attention."""
     values = {key: value for key, value in block.items() if value is not None}
     nested = {key: value for key, value in values.items() if isinstance(value, dict)}
     if not nested:

@@ -212,7 +212,7 @@ class MobileMoEModel(nn.Module):
         """tokens int [batch, tokens] -> normed hidden states [batch, tokens, hidden].
 
         `mask`: bool [batch, 1, tokens, tokens] instead of the causal one (packed documents).
-        `trace`: a list that receives a LayerTrace per layer. `wrap`: replaces the call of each
+        `trace`: a list that receives a LayerTrace a layer. `wrap`: replaces the call of each
         layer (activation checkpointing).
         """
         h = self.embed_tokens(tokens)
@@ -248,7 +248,7 @@ class Model(nn.Module):
         return self.model.layers
 
     def make_cache(self) -> list[KVCache]:
-        """A fresh key/value cache per layer."""
+        """A fresh key/value cache for each layer."""
         return [KVCache() for _ in self.layers]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -47,7 +47,7 @@ class Comparison:
     tokens_same_routing: int  # tokens routed alike in every layer
     logits_same_routing: TensorError | None  # of those tokens alone
     top1_agreement: float  # share of tokens whose most likely next token is the same
-    kl_mean: float  # KL(PyTorch || MLX), nats per token
+    kl_mean: float  # KL(PyTorch || MLX), nats a token
     kl_max: float
     tolerance: Limit
     not_finite: tuple[str, ...]  # the first values of either that are not, by whose they are

@@ -217,7 +217,7 @@ def _rope_statements(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if not isinstance(block, dict):
             raise UserError(f"config.json: {block!r} is no description of RoPE.")
         inner = [value for value in block.values() if isinstance(value, dict)]
-        if inner:  # a block per layer type, which must all say the same
+        if inner:  # a block for each layer type, which must all say the same
             if "full_attention" not in block:
                 raise UserError("config.json: RoPE of layers that are not full_attention.")
             blocks += inner

@@ -1,4 +1,4 @@
-"""A comparison as text: one line per layer, the logits, the verdict and what the columns mean."""
+"""A comparison as text: one line for each layer, the logits, the verdict and what the columns mean."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_text(comparison: Comparison) -> str:
     lines += [
         "",
         f"most likely next token the same for {c.top1_agreement:.3%} of the tokens; "
-        f"KL mean {c.kl_mean:.2e}, max {c.kl_max:.2e} nats per token",
+        f"KL mean {c.kl_mean:.2e}, max {c.kl_max:.2e} nats a token",
     ]
     lines += [f"NOT FINITE: {what}" for what in c.not_finite]
     verdict = "within" if c.judged <= c.tolerance.value else "BEYOND"

@@ -118,7 +118,7 @@ class PredictionComparison(NamedTuple):
     """The next tokens that two programs predict, over all rows of their logits."""
 
     top1_agreement: float  # share of rows whose most likely token is the same
-    kl_mean: float  # KL(reference || measured), nats per token
+    kl_mean: float  # KL(reference || measured), nats a token
     kl_max: float
 
 

@@ -21,7 +21,7 @@ from mobilemoe_mlx.train.signals import StopSignals
 from mobilemoe_mlx.train.step import StepResult, Trainer
 from mobilemoe_mlx.train.summary import StageSummary, summarize
 
-# Steps between two records of the whole expert load (a number per layer and expert) and of the
+# Steps between two records of the whole expert load (a number a layer and expert) and of the
 # sources' tokens and epochs.
 _LOAD_EVERY = 10
 

@@ -16,7 +16,7 @@ from mobilemoe_mlx.memory import peak_memory_bytes
 
 
 class Metrics:
-    """Writes one JSON line per record to `path` and moves a progress bar.
+    """Writes one JSON line for each record to `path` and moves a progress bar.
 
     On resume, records after `step` are dropped: they will be computed again. `path` None (the
     processes that only help) shows and writes nothing.

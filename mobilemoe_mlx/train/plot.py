@@ -29,7 +29,7 @@ def plot_run(run: Path | str, output: Path | str | None = None) -> list[Path]:
 
 
 def curves(run: Path | str) -> dict[str, Any]:
-    """The curves as numbers: stage -> [step, nats per token] of "loss" and of "heldout_loss".
+    """The curves as numbers: stage -> [step, nats a token] of "loss" and of "heldout_loss".
 
     Raises UserError when `run` holds no metrics.
     """
@@ -85,7 +85,7 @@ def _losses(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
         offset += int(steps[-1])
         axes.axvline(offset, color="grey", linewidth=0.5)
     axes.plot([], [], "o--", color="grey", markersize=4, linewidth=0.8, label="held-out")
-    axes.set(xlabel="step, over the stages", ylabel="cross-entropy (nats per token)")
+    axes.set(xlabel="step, over the stages", ylabel="cross-entropy (nats a token)")
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -3,7 +3,7 @@
 RUN/recipe.json                       the recipe as it was run, overrides applied
 RUN/tokenizer/                        the run's tokenizer
 RUN/corpus/                           the standard-library corpus, where the recipe reads it
-RUN/STAGE/metrics.jsonl               a line per step; evaluations; expert load; a summary
+RUN/STAGE/metrics.jsonl               a line a step; evaluations; expert load; a summary
 RUN/STAGE/checkpoints/step-NNNNNNNN/  to resume from
 RUN/STAGE/model/                      the finished stage, in the published layout
 RUN/qat/quantization.json             held-out loss of BF16, round-to-nearest and QAT
@@ -55,7 +55,7 @@ class StageFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line per step, evaluation and summary."""
+        """One JSON line for each step, evaluation and summary."""
         return self.path / "metrics.jsonl"
 
     @property

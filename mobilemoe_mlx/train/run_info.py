@@ -19,7 +19,7 @@ from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
 
 @dataclass(frozen=True)
 class StageInfo:
-    """One stage of a run. Losses are nats per target."""
+    """One stage of a run. Losses are nats a target."""
 
     stage: str
     finished: bool

@@ -12,7 +12,7 @@ from mobilemoe_mlx.train.recipe import STAGE_TITLES
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A finished stage. Losses are nats per target on the held-out data."""
+    """A finished stage. Losses are nats a target on the held-out data."""
 
     stage: str
     steps: int
@@ -58,7 +58,7 @@ class StageSummary:
         if self.heldout_before is not None and self.heldout_after is not None:
             yield (
                 f"  held-out loss: {self.heldout_before:.4f} before, {self.heldout_after:.4f} "
-                "after (nats per target)"
+                "after (nats a target)"
             )
 
 

@@ -34,7 +34,7 @@ class CaseJudgement:
     judged: float  # the value of the limit's measure, over the rows that are judged
     judged_rows: int
     top1_agreement: float
-    kl_mean: float  # KL(MLX || export), nats per token
+    kl_mean: float  # KL(MLX || export), nats a token
     kl_max: float
     not_finite: tuple[str, ...]  # the first values of either that are not, by whose they are
     layers_within: bool  # in float32: residual stream and scores of every layer agree

@@ -14,7 +14,7 @@ max, mean          max |package - MLX| / max |MLX|; mean |package - MLX| / root 
 error X of Y       X: the error that is judged; Y: its limit
 over N of M rows   rows of logits: M were compared, N are judged (in float32 those before the first
                    near tie that fell differently)
-top-1, KL          rows with the same most likely token; KL(MLX || package) in nats per token
+top-1, KL          rows with the same most likely token; KL(MLX || package) in nats a token
 near ties          tokens whose expert scores are too close for two right programs to agree on"""
 
 
