@@ -1,4 +1,4 @@
-"""A comparison as text: one line for each layer, the logits, the verdict and what the columns mean."""
+"""A comparison as text: a line for each layer, the logits, the verdict; what the columns mean."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def encode_conversation(
 ) -> tuple[list[int], list[bool]]:
     """Return the token ids of `messages` in the published chat format, and which carry loss.
 
-    Both lists have one entry for each token. Loss is on each assistant's text and its closing <|eot|>,
+    Both lists have an entry for each token. Loss is on each assistant's text and closing <|eot|>,
     and nowhere else; an empty answer (white space at most) carries none. A message's text never
     becomes a control token. It is encoded apart from the blank line before it, as it is when the
     model writes it after a generation prompt.
