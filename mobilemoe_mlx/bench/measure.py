@@ -103,7 +103,8 @@ def bench(
                 for process, engine in zip(processes, results.engines, strict=True):
                     if length in engine.left_out:
                         continue
-                    if process.predicted_seconds(length) > most_seconds:
+                    # Not in a later round: a median needs a figure of each.
+                    if number == 0 and process.predicted_seconds(length) > most_seconds:
                         engine.left_out.append(length)
                         continue
                     say(f"round {number + 1} of {rounds}, {length:,} tokens, {engine.name}")

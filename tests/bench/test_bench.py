@@ -98,6 +98,18 @@ def test_what_is_too_slow_is_left_out(measured: Results, int4_folder: Path) -> N
     assert not found.engines[0].contexts and found.engines[0].repeated is None
 
 
+def test_what_was_measured_once_is_measured_in_every_round(
+    kernel_is_built: None, int4_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the machine has become slow meanwhile."""
+    predictions = iter([1.0, 99.0])
+    monkeypatch.setattr(Process, "predicted_seconds", lambda process, prompt: next(predictions))
+    found = bench(int4_folder, ["cpu"], prompts=[16], rounds=2, threads=1)
+    assert len(found.engines[0].contexts[16].decode_seconds) == 2
+    assert not found.engines[0].left_out
+    assert "16" in as_text(found)
+
+
 def test_what_it_refuses(
     int4_folder: Path, bf16_folder: Path, tiny_args: ModelArgs, kernel_is_built: None
 ) -> None:
