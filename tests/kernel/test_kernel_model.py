@@ -15,7 +15,7 @@ from kernel_model import read_folder
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel.library import KernelError, Model
-from mobilemoe_mlx.cpu_kernel.structures import CANCELLED
+from mobilemoe_mlx.cpu_kernel.structures import BUSY, CANCELLED
 from mobilemoe_mlx.engines.cpu_weights import kernel_config, kernel_model
 from mobilemoe_mlx.model import rope_periods
 
@@ -144,6 +144,21 @@ def test_two_sessions_at_once(library, folder, tokens):
         thread.join()
     for index in (0, 1):
         np.testing.assert_array_equal(found[index], wanted[index])
+
+
+def test_a_session_that_is_in_a_call_is_busy(library, folder, tokens):
+    session = model(library, folder, cpu_path="portable").session(context=2000)
+    feeding = threading.Thread(target=session.feed, args=(np.resize(tokens, 2000),))
+    feeding.start()
+    refused: set[int] = set()
+    while feeding.is_alive() and not refused:
+        try:
+            session.rewind(0)  # nothing is there to be forgotten until the call ends
+        except KernelError as error:
+            refused.add(error.status)
+    feeding.join()
+    assert refused == {BUSY}
+    assert session.position == 2000
 
 
 def test_cancel_leaves_the_session_as_it_was(library, folder, tokens):
