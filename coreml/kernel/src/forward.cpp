@@ -78,6 +78,10 @@ void attention_layer(Session& session, size_t index, int position, int count) {
           multiply(layer.v, kv_rows, task - kv_rows.tasks(), s.qkv + query_width + kv_width,
                    thread);
         }
+        int owner;
+        if (count == 1 && runtime.pool.ends_share(2 * kv_rows.tasks(), task, &owner)) {
+          ask_for_share(runtime, layer.o, owner);
+        }
       });
 
   const Cut tokens = cut_tokens(count);
@@ -101,7 +105,8 @@ void attention_layer(Session& session, size_t index, int position, int count) {
 
   attend(runtime, layer.attention, cache, s.qkv, qkv_width, position, count, s.mixed, s.attend);
   prepare_linear(runtime, s.mixed, count, query_width, s.prepared);
-  linear(runtime, layer.o, s.prepared, count, s.delta, s.threads, s.thread_stride);
+  linear(runtime, layer.o, s.prepared, count, s.delta, s.threads, s.thread_stride,
+         {&layer.moe.shared_gate, &layer.moe.shared_up});
 }
 
 }  // namespace
@@ -116,7 +121,9 @@ bool forward(Session& session, const int32_t* tokens, int position, int count) {
     add_and_norm(session, delta, model.layers[index].input_norm, count);
     attention_layer(session, index, position, count);
     add_and_norm(session, s.delta, model.layers[index].post_attention_norm, count);
-    moe_ffn(model.runtime, model.layers[index].moe, s.normed, count, s.delta, s.moe);
+    const bool last = index + 1 == model.layers.size();
+    moe_ffn(model.runtime, model.layers[index].moe, s.normed, count, s.delta, s.moe,
+            last ? &model.embed_tokens : &model.layers[index + 1].q);
     delta = s.delta;
   }
   add_and_norm(session, delta, model.norm, count);

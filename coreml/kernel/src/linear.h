@@ -1,7 +1,10 @@
 // Linears over many rows, cut into tasks.
 #pragma once
 
+#include <initializer_list>
+
 #include "bytes.h"
+#include "prefetch.h"
 #include "runtime.h"
 
 namespace mobilemoe {
@@ -34,6 +37,16 @@ inline Cut cut_rows(const Products& products, int rows, int columns, int count) 
   return {rows, chunk};
 }
 
+// Asks for the beginning of what a thread will read of a linear, for one token: its memory comes while
+// threads wait for each other and while little phases run, which read none.
+inline void ask_for_share(const Runtime& runtime, const Linear& weight, int thread) {
+  if (weight.rows == 0) return;
+  const Cut cut = cut_rows(runtime.products, weight.rows, weight.columns, 1);
+  const size_t row = cut.begin(runtime.pool.share_begin(cut.tasks(), thread));
+  prefetch_stretch(weight.codes + row * (weight.columns / 2),
+                   weight.scales + row * (weight.columns / kGroup) * 2);
+}
+
 inline void multiply_rows(const Products& products, const Linear& weight, const Prepared& x,
                           int count, int begin, int end, float* y, size_t y_stride,
                           uint8_t* scratch) {
@@ -52,13 +65,18 @@ inline void prepare_linear(Runtime& runtime, const float* x, int count, int colu
   });
 }
 
-// `scratch`: one piece of `scratch_stride` bytes per thread.
+// `scratch`: one piece of `scratch_stride` bytes per thread. `next`: the linears that are
+// read after this one.
 inline void linear(Runtime& runtime, const Linear& weight, const Prepared& x, int count, float* y,
-                   uint8_t* scratch, size_t scratch_stride) {
+                   uint8_t* scratch, size_t scratch_stride, std::initializer_list<const Linear*> next = {}) {
   const Cut cut = cut_rows(runtime.products, weight.rows, weight.columns, count);
   runtime.pool.run(cut.tasks(), [&](int task, int thread) {
     multiply_rows(runtime.products, weight, x, count, cut.begin(task), cut.end(task), y,
                   weight.rows, scratch + thread * scratch_stride);
+    int owner;
+    if (count == 1 && runtime.pool.ends_share(cut.tasks(), task, &owner)) {
+      for (const Linear* weight_after : next) ask_for_share(runtime, *weight_after, owner);
+    }
   });
 }
 

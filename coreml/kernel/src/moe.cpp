@@ -25,6 +25,22 @@ Cut cut_columns(int width, int count, int entries_per_expert, int used, int thre
   return {width, chunk * kGroup};
 }
 
+// One expert's half.
+struct Matrix {
+  const uint8_t* codes;
+  const uint8_t* scales;
+};
+
+Matrix gate_up_of(const Moe& moe, int expert) {
+  const size_t size = size_t{2} * moe.shape.hidden_size * moe.shape.intermediate_size;
+  return {moe.gate_up_codes + expert * (size / 2), moe.gate_up_scales + expert * (size / kGroup) * 2};
+}
+
+Matrix down_of(const Moe& moe, int expert) {
+  const size_t size = static_cast<size_t>(moe.shape.intermediate_size) * moe.shape.hidden_size;
+  return {moe.down_codes + expert * (size / 2), moe.down_scales + expert * (size / kGroup) * 2};
+}
+
 }  // namespace
 
 MoeScratch::MoeScratch(Arena& arena, const Products& products, const mobilemoe_moe_shape& shape,
@@ -64,7 +80,7 @@ MoeScratch::MoeScratch(Arena& arena, const Products& products, const mobilemoe_m
 }
 
 void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float* y,
-             MoeScratch& s) {
+             MoeScratch& s, const Linear* next) {
   const mobilemoe_moe_shape& shape = moe.shape;
   const Products& products = runtime.products;
   const bool single = count == 1;
@@ -144,12 +160,16 @@ void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float*
   const Cut hidden = used > 0 ? cut_columns(static_cast<int>(w), count, entries_per_expert, used,
                                             threads)
                               : Cut{0, 1};
+  const Cut out = used > 0 ? cut_columns(static_cast<int>(d), count, entries_per_expert, used,
+                                         threads)
+                           : Cut{0, 1};
   const Cut out_rows = cut_rows(products, moe.shared_down.rows, static_cast<int>(shared), count);
   runtime.pool.run(
       used * hidden.tasks(),
       [&](int task, int thread) {
         const int expert = dispatch.used[task / hidden.tasks()];
         const int part = task % hidden.tasks();
+        const Matrix matrix = gate_up_of(moe, expert);
         const int first = dispatch.begins[expert];
         const int expert_entries = dispatch.begins[expert + 1] - first;
         const int width = static_cast<int>(w);
@@ -161,8 +181,8 @@ void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float*
                            single,
                            shape.hidden_size,
                            2 * width,
-                           moe.gate_up_codes + expert * d * w,
-                           moe.gate_up_scales + expert * d * (2 * w / kGroup) * 2,
+                           matrix.codes,
+                           matrix.scales,
                            0,
                            2 * width,
                            z,
@@ -170,6 +190,17 @@ void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float*
                            scratch_of(thread),
                            nullptr,
                            nullptr};
+        int owner;
+        if (!runtime.pool.ends_share(used * hidden.tasks(), task, &owner)) {
+          const Matrix after = gate_up_of(moe, dispatch.used[(task + 1) / hidden.tasks()]);
+          product.next_codes = after.codes;
+          product.next_scales = after.scales;
+        } else if (single) {
+          ask_for_share(runtime, moe.shared_down, owner);
+          const int task_after = runtime.pool.share_begin(used * out.tasks(), owner);
+          const Matrix after = down_of(moe, dispatch.used[task_after / out.tasks()]);
+          prefetch_stretch(after.codes, after.scales);
+        }
         const int begin = hidden.begin(part), end = hidden.end(part);
         if (end - begin == width) {
           products.expert(product);
@@ -201,18 +232,23 @@ void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float*
   });
 
   // 6. Routed experts, second half.
-  const Cut out = used > 0 ? cut_columns(static_cast<int>(d), count, entries_per_expert, used,
-                                         threads)
-                           : Cut{0, 1};
   runtime.pool.run(used * out.tasks(), [&](int task, int thread) {
     const int expert = dispatch.used[task / out.tasks()];
     const int part = task % out.tasks();
     const int first = dispatch.begins[expert];
+    const Matrix matrix = down_of(moe, expert);
+    Matrix after{nullptr, nullptr};
+    int owner;
+    if (!runtime.pool.ends_share(used * out.tasks(), task, &owner)) {
+      after = down_of(moe, dispatch.used[(task + 1) / out.tasks()]);
+    } else if (single && next != nullptr) {
+      ask_for_share(runtime, *next, owner);
+    }
     products.expert({s.expert_hidden.data, s.expert_hidden.stride, s.numbers + first,
                      dispatch.begins[expert + 1] - first, single, static_cast<int>(w),
-                     static_cast<int>(d), moe.down_codes + expert * w * (d / 2),
-                     moe.down_scales + expert * w * (d / kGroup) * 2, out.begin(part),
-                     out.end(part), s.routed + first * d, d, scratch_of(thread), nullptr, nullptr});
+                     static_cast<int>(d), matrix.codes, matrix.scales, out.begin(part),
+                     out.end(part), s.routed + first * d, d, scratch_of(thread), after.codes,
+                     after.scales});
   });
 
   // 7. Each token's sum, slot by slot.

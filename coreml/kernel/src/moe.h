@@ -39,8 +39,8 @@ struct MoeScratch {
   size_t thread_stride;
 };
 
-// y [count, d] = routed + shared of x [count, d].
+// y [count, d] = routed + shared of x [count, d]. `next`: the linear that is read after this, or null.
 void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float* y,
-             MoeScratch& scratch);
+             MoeScratch& scratch, const Linear* next);
 
 }  // namespace mobilemoe

@@ -301,6 +301,7 @@ mobilemoe_status mobilemoe_moe_ffn(mobilemoe_runtime* runtime, const mobilemoe_m
     read_vector(weights->expert_bias, shape->num_local_experts, scratch.expert_bias);
   }
   const std::lock_guard<std::mutex> turn(runtime->pool.turn());
-  moe_ffn(*runtime, moe_of(*weights, *shape, scratch.expert_bias), x, count, y, scratch.moe);
+  moe_ffn(*runtime, moe_of(*weights, *shape, scratch.expert_bias), x, count, y, scratch.moe,
+          nullptr);
   return succeed(error);
 }

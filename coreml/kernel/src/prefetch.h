@@ -19,6 +19,12 @@ inline void prefetch(const void* address) {
 #endif
 }
 
+// The first stretch of a matrix, as far as loops ask ahead.
+inline void prefetch_stretch(const uint8_t* codes, const uint8_t* scales) {
+  for (int byte = 0; byte < kPrefetchBytes; byte += kLine) prefetch(codes + byte);
+  for (int byte = 0; byte < kPrefetchBytes / 8; byte += kLine) prefetch(scales + byte);
+}
+
 // A stretch of memory that is read in order, and where reading goes on behind its end. The address
 // that is asked for may lie behind both; prefetching never faults.
 class Ahead {

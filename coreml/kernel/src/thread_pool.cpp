@@ -64,8 +64,8 @@ void ThreadPool::start(Call call, const void* context, int first, int f_tasks, i
   const int tasks[kKinds] = {f_tasks, g_tasks};
   for (int kind = 0; kind < kKinds; ++kind) {
     for (int thread = 0; thread < threads_; ++thread) {
-      const uint64_t begin = static_cast<uint64_t>(tasks[kind]) * thread / threads_;
-      const uint64_t end = static_cast<uint64_t>(tasks[kind]) * (thread + 1) / threads_;
+      const uint64_t begin = share_begin(tasks[kind], thread);
+      const uint64_t end = share_begin(tasks[kind], thread + 1);
       ranges_[kind * threads_ + thread].state.store(uint64_t{epoch} << 32 | begin << 16 | end,
                                                     std::memory_order_release);
     }

@@ -24,6 +24,19 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
+  // The first of a thread's own tasks, of those of one kind.
+  int share_begin(int tasks, int thread) const {
+    return static_cast<int>(static_cast<int64_t>(tasks) * thread / threads_);
+  }
+  // Whether a task ends the share of `*owner`.
+  bool ends_share(int tasks, int task, int* owner) const {
+    for (*owner = 0; *owner < threads_; ++*owner) {
+      const int begin = share_begin(tasks, *owner), end = share_begin(tasks, *owner + 1);
+      if (task + 1 == end && begin < end) return true;
+    }
+    return false;
+  }
+
   // One caller at a time: hold this around `run`.
   std::mutex& turn() { return turn_; }
 
