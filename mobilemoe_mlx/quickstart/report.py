@@ -100,10 +100,9 @@ def _sampling() -> str:
     return (
         f"What the model writes after the stage that trained it on that kind of text: code after "
         f"{code}, documentation after {documentation}, answers after {answers}. Drawn at "
-        f"temperature {SAMPLING.temperature} from the likeliest tokens that have "
-        f"{SAMPLING.top_p:.0%} of the probability together, at most {SAMPLING.max_tokens} tokens, "
-        f"seed {SAMPLING.seed}, all of them the first draw. A model this small learns form, not "
-        "facts."
+        f"temperature {SAMPLING.temperature} from the tokens at least {SAMPLING.min_p} times as "
+        f"probable as the likeliest, at most {SAMPLING.max_tokens} tokens, seed {SAMPLING.seed}, "
+        "all of them the first draw. A model this small learns form, not facts."
     )
 
 
