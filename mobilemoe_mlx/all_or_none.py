@@ -44,6 +44,18 @@ def all_or_none(targets: Sequence[Path], work: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the name `target` when the block ends well.
+
+    Else `target` is as it was. Raises UserError as `all_or_none` does.
+    """
+    with all_or_none([target], target.with_name(f".{target.name}.partial")) as work:
+        new = work / target.name
+        new.mkdir()
+        yield new
+
+
+@contextlib.contextmanager
 def _held_alone(work: Path, name: Path) -> Iterator[None]:
     """Make the folder `work` and hold it against other processes that write the same."""
     work.mkdir(exist_ok=True)

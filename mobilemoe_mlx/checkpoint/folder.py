@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import whole_folder
 from mobilemoe_mlx.checkpoint.check import INDEX_FILE
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor, plan_shards, write_file
 from mobilemoe_mlx.config import INT4_FORMAT, ModelArgs
@@ -66,7 +65,9 @@ def write_model_folder(
     """
     if max_shard_bytes < 1:
         raise UserError(f"The shard size is {max_shard_bytes} bytes; it must be positive.")
-    with replaced_folder(folder, overwrite=overwrite) as new:
+    target = files.resolved(folder)
+    with whole_folder(target) as new:
+        _check_target(target, overwrite)
         # First, since it may fail soonest.
         if companions is not None:
             copy_companions(files.user_path(companions), new)
@@ -91,46 +92,6 @@ def copy_companions(source: Path, target: Path, *more: str) -> None:
     for pattern in (*COMPANION_FILES, *more):
         for path in files.find(source, pattern):
             shutil.copyfile(path, target / path.name)
-
-
-@contextlib.contextmanager
-def replaced_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its name when the block ends well.
-
-    When the block raises, it is removed and `folder` is as it was. OSError (a full disk) becomes
-    UserError.
-    """
-    target = files.resolved(folder)
-    new = target.with_name(f".{target.name}.partial")
-    old = target.with_name(f".{target.name}.old")
-    try:
-        if old.exists() and not target.exists():  # killed between the two renames below
-            os.rename(old, target)
-        _check_target(target, overwrite)
-        with files.made_parents(target):
-            try:
-                for leftover in (new, old):  # of a process that was killed
-                    if leftover.exists():
-                        shutil.rmtree(leftover)
-                new.mkdir()
-                yield new
-                if target.exists():
-                    os.rename(target, old)
-                try:
-                    os.rename(new, target)
-                except OSError:
-                    if old.exists():
-                        os.rename(old, target)
-                    raise
-            except BaseException:
-                shutil.rmtree(new, ignore_errors=True)
-                raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{target} could not be written ({error.strerror or error}). Nothing of it was left; "
-            "make room or choose another place."
-        ) from error
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -12,14 +12,14 @@ RUN/qat/quantization.json             held-out loss of BF16, round-to-nearest an
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.checkpoint.folder import COMPANION_FILES
+from mobilemoe_mlx.all_or_none import whole_folder
+from mobilemoe_mlx.checkpoint.folder import copy_companions
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.recipe import STAGES
@@ -209,19 +209,8 @@ class RunFolder:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files that belong to a tokenizer, whole or not at all."""
-    new = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        for pattern in COMPANION_FILES:
-            for file in files.visible(source.glob(pattern)):
-                if file.is_file():
-                    shutil.copyfile(file, new / file.name)
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    with whole_folder(target) as new:
+        copy_companions(source, new)
 
 
 def _changed(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,14 +47,14 @@ def with_tiny_data(
         return recipe
     if make and not all((run.corpus / name).is_file() for name in TRAINING_FILES + HELDOUT_FILES):
         say(f"Making the corpus from this Python's standard library, in {run.corpus} ...")
-        _make(run.corpus, build_stdlib_corpus)
+        build_stdlib_corpus(run.corpus)
     tokenizer = recipe.tokenizer
     if not tokenizer and init is None:
         tokenizer = str(run.tokenizer.absolute())
         if make and not (run.tokenizer / "tokenizer.json").is_file():
             size = recipe.model.vocab_size
             say(f"Training a tokenizer of {size:,} tokens on it, in {run.tokenizer} ...")
-            _make(run.tokenizer, lambda new: train_corpus_tokenizer(run.corpus, size, new))
+            train_corpus_tokenizer(run.corpus, size, run.tokenizer)
     return dataclasses.replace(recipe, tokenizer=tokenizer, stages={**recipe.stages, **stages})
 
 
@@ -76,16 +75,3 @@ def _reads_the_corpus(recipe: Recipe, name: str) -> bool:
         and set(stage.data.heldout) <= set(HELDOUT_FILES)
         and not any((beside / file).exists() for file in files)
     )
-
-
-def _make(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder that takes its name when it is whole."""
-    new = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        write(new)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise

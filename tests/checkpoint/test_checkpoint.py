@@ -266,11 +266,12 @@ def test_random_checkpoints_depend_on_the_seed_alone(tmp_path: Path, tiny_args: 
 def test_what_a_killed_process_left_is_put_right(tmp_path: Path, int4_folder: Path) -> None:
     """Killed while writing, and killed between the two renames."""
     model = load_save.load_model(int4_folder)
-    out, old, new = (tmp_path / name for name in ("out", ".out.old", ".out.partial"))
+    out, work = tmp_path / "out", tmp_path / ".out.partial"
     load_save.save(model, out)
-    out.rename(old)
-    new.mkdir()
-    (new / "model.safetensors").write_bytes(b"begun")
+    for part in ("old", "out"):
+        (work / part).mkdir(parents=True)
+    out.rename(work / "old" / "out")
+    (work / "out" / "model.safetensors").write_bytes(b"begun")
     with pytest.raises(UserError, match="not empty"):
         load_save.save(model, out)
     assert check(out) == []
