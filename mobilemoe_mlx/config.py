@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from mobilemoe_mlx import config_spelling, end_tokens, files
 from mobilemoe_mlx.config_spelling import bad
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.finite_number import is_finite_number
 
 MODEL_TYPE = "mobilemoe"
 ARCHITECTURE = "MobileMoEForCausalLM"
@@ -20,6 +20,8 @@ GROUP_SIZE = 32
 # Added to the sum of the selected experts' scores before they are divided by it: of the published
 # model's code, not of config.json (docs/model.md, "Forward pass").
 NORMALIZE_EPS = 1e-20
+
+_TOO_LARGE = 2**31  # for sizes: MLX counts an array's axes in int32
 
 # One form of the `quantization` block: the published one, value by value.
 INT4_QUANTIZATION: dict[str, Any] = {
@@ -88,8 +90,7 @@ class RopeScaling:
                     f"config.json: {block}.{name} is not a known field{did_you_mean(name, known)}."
                 )
         for name, value in values.items():
-            good = isinstance(value, int | float) and not isinstance(value, bool)
-            if not good or not 0 < value < math.inf:
+            if not is_finite_number(value) or not value > 0:
                 raise UserError(
                     f"config.json: {block}.{name} is {value!r}; "
                     "it must be a positive, finite number."
@@ -160,14 +161,21 @@ class ModelArgs:
             if f.type == "int":
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise bad(f.name, value, "it must be a positive whole number")
+                if value >= _TOO_LARGE:
+                    raise bad(f.name, value, "it must be a smaller number")
             elif f.type == "float":
-                good = isinstance(value, int | float) and not isinstance(value, bool)
-                if not good or not math.isfinite(value) or value < 0:
+                if not is_finite_number(value) or value < 0:
                     raise bad(f.name, value, "it must be a finite number, not negative")
             elif f.type == "bool" and not isinstance(value, bool):
                 raise bad(f.name, value, "it must be true or false")
             elif f.type == "str" and not isinstance(value, str):
                 raise bad(f.name, value, "it must be a text")
+            elif f.type.startswith("tuple") and not isinstance(value, tuple):
+                raise bad(f.name, value, "it must be a list")
+        for name, ids in self._control_tokens():
+            for token in ids:
+                if isinstance(token, bool) or not isinstance(token, int):
+                    raise bad(name, token, "token ids are whole numbers")
         for name in ("rms_norm_eps", "rope_theta", "routed_scaling_factor"):
             if not getattr(self, name) > 0:
                 raise bad(name, getattr(self, name), "it must be positive")
@@ -223,13 +231,14 @@ class ModelArgs:
                     f"config.json: max_position_embeddings ({self.max_position_embeddings}) "
                     f"contradicts rope_scaling: {original} x {scaling.factor:g} positions at most."
                 )
-        for name, ids in (
-            ("bos_token_id", (self.bos_token_id,)),
-            ("eos_token_id", self.eos_token_id),
-        ):
+        for name, ids in self._control_tokens():
             for token in ids:
-                if token is not None and not 0 <= token < self.vocab_size:
+                if not 0 <= token < self.vocab_size:
                     raise bad(name, token, f"the vocabulary has {self.vocab_size} entries")
+
+    def _control_tokens(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        return ("bos_token_id", bos), ("eos_token_id", self.eos_token_id)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> ModelArgs:
@@ -268,9 +277,7 @@ class ModelArgs:
                 values[name] = tuple(values[name])
         eos = end_tokens.token_ids("config.json: eos_token_id", values.get("eos_token_id"))
         values["eos_token_id"] = eos
-        bos = values.setdefault("bos_token_id", None)
-        if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int)):
-            raise bad("bos_token_id", bos, "token ids are whole numbers")
+        values.setdefault("bos_token_id", None)
         values["quantized"] = _is_quantized(config.get("quantization"))
         return cls(**values)
 

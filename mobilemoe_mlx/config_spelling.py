@@ -101,13 +101,14 @@ _UNDERSTOOD = _names(
     "query_pre_attn_scalar",
 )
 
-# Numbers, switches and objects may be anything. A text or a list is taken for a description,
-# unless its name has one of these parts.
+# Numbers, switches and objects may be anything. A text or a list is taken for a description, unless
+# its name has one of these parts, or it is a word with one of those.
 _PARTS_OF_A_MODEL = _names(
-    "act attn attention bias chunk conv embed expert factor ffn func gate head hidden layer logit",
-    "mask method mlp moe norm position quant residual rope rotary rout scal scor size softcap",
-    "theta tie type weight window",
+    "act attn attention bias chunk conv embed expert factor feed ffn func gate glu head hidden",
+    "layer linear logit mask method mlp moe norm position quant residual rope rotary rout scal",
+    "scor size softcap theta tie type weight window",
 )
+_PARTS_OF_AN_ACTIVATION = ("elu", "glu", "swish", "silu", "mish", "tanh", "sigmoid", "softmax")
 
 
 def published_fields(config: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def check_unknown(config: Mapping[str, Any], known: Collection[str]) -> None:
                 f"config.json: {name} is {value!r} and {meant} is {config[meant]!r}: they mean the "
                 f"same, and only {meant} is a field of MobileMoE. Remove {name}."
             )
-        if isinstance(value, str | list) and not any(p in name.lower() for p in _PARTS_OF_A_MODEL):
+        if isinstance(value, str | list) and _describes(name.lower(), value):
             continue
         hint = did_you_mean(name, [n for n in known if n not in config])
         raise UserError(
@@ -173,6 +174,13 @@ def other_names(field: str) -> list[str]:
 def bad(name: str, value: Any, why: str) -> UserError:
     """The error for one field's value."""
     return UserError(f"config.json: {name} is {value!r}; {why}.")
+
+
+def _describes(name: str, value: str | list[Any]) -> bool:
+    values = [value] if isinstance(value, str) else value
+    words = [v.lower() for v in values if isinstance(v, str) and " " not in v]
+    activation = any(part in word for word in words for part in _PARTS_OF_AN_ACTIVATION)
+    return not activation and not any(part in name for part in _PARTS_OF_A_MODEL)
 
 
 def _short(value: Any) -> str:
@@ -260,7 +268,8 @@ def _rope(given: Mapping[str, Any]) -> dict[str, Any]:
         if values.pop("partial_rotary_factor", 1) != 1:
             raise bad(f"{name}.partial_rotary_factor", block, "MobileMoE turns all of each head")
         blocks[name] = _typed(name, values)
-    if any(theta != next(iter(thetas.values())) for theta in thetas.values()):
+    spelt = [*thetas.values()]
+    if any(theta != spelt[0] for theta in spelt[1:]):
         raise _contradiction(thetas)
     if len(blocks) == 2 and blocks["rope_scaling"] != blocks["rope_parameters"]:
         raise _contradiction(blocks)

@@ -96,7 +96,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; raises UserError naming the file and what is wrong in it."""
     try:
         return tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits is no TOML error
         raise UserError(f"{path} is not valid TOML: {error}.") from None
 
 
@@ -108,21 +111,34 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """The content of a JSON text; raises UserError naming `where`.
 
-    A key that an object has twice is an error: it would have two values.
+    A key that an object has twice is an error: it would have two values. So are NaN and Infinity,
+    which Python's reader takes, though JSON has none.
     """
 
-    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in content if names.count(name) > 1)
-            raise UserError(f"{where} has '{twice}' twice in one object: remove the wrong one.")
-        return content
-
     try:
-        return json.loads(text, object_pairs_hook=without_twins)
+        return json.loads(text, object_pairs_hook=without_twins, parse_constant=_refuse_constant)
+    except KeyTwice as error:
+        raise UserError(f"{where} {error}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}.") from None
+
+
+class KeyTwice(ValueError):
+    """An object of a JSON text has a key twice; the message goes on from the text's place."""
+
+
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, for `json.loads`; raises KeyTwice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise KeyTwice(f"has '{twice}' twice in one object: remove the wrong one")
+    return content
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
 
 
 @contextlib.contextmanager

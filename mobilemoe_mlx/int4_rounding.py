@@ -13,6 +13,8 @@ from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.tensor_names import packed_names
 
+SAVED_TYPE = "bfloat16"  # config.json's `torch_dtype` of what is written here, BF16 or INT4
+
 # Tensors that INT4 leaves alone, with the type that the published QAT files store them in.
 _STORED_TYPES = {
     "router.weight": mx.float32,
@@ -58,4 +60,6 @@ def rounding(name: str) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.ar
 
 def as_quantized(args: ModelArgs) -> ModelArgs:
     """The same configuration with the published `quantization` block."""
-    return dataclasses.replace(args, quantized=True)
+    if args.quantized:
+        return args
+    return dataclasses.replace(args, quantized=True, torch_dtype=SAVED_TYPE)

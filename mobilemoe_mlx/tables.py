@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.finite_number import is_finite_number
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ Count = Annotated[int, Bounds(least=1)]
 CountOrZero = Annotated[int, Bounds(least=0)]
 Text = Annotated[str, NOT_EMPTY]
 
-_TOO_LARGE = 2**63  # for whole numbers: what arrays and files can count
+TOO_LARGE = 2**63  # for whole numbers: what arrays and files can count
 
 _KIND = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _PLURAL = {str: "strings", int: "whole numbers", float: "numbers", bool: "true or false"}
@@ -133,17 +134,17 @@ def check_keys(table: Any, known: Iterable[str], where: str) -> None:
 
 def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     value = _converted(kind, value)
+    if type(value) is int and kind in (int, float) and abs(value) >= TOO_LARGE:
+        raise UserError(f"{where} is {value}; it must be a smaller number.")
     if type(value) is not kind:
         raise UserError(f"{where} is {value!r}; it must be {_KIND[kind]}.")
-    if kind is int and abs(value) >= _TOO_LARGE:
-        raise UserError(f"{where} is {value}; it must be a smaller number.")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not is_finite_number(value):
         raise UserError(f"{where} is {value}; it must be finite.")
     return value
 
 
 def _converted(kind: Any, value: Any) -> Any:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and is_finite_number(value):
         return float(value)
     if kind is int and type(value) is float and value.is_integer():
         return int(value)  # 6e12 is a float in TOML

@@ -34,6 +34,9 @@ def test_a_byte_order_mark_is_removed_once(tmp_path: Path) -> None:
         (b"{", files.read_json, "a.txt is not valid JSON"),
         (b'{"a": 1, "b": [{"c": 1, "c": 1}]}', files.read_json, "a.txt has 'c' twice"),
         (b"[" * 100_000, files.read_json, "a.txt is not valid JSON"),
+        (b'{"a": [NaN]}', files.read_json, "a.txt is not valid JSON: NaN is not a number"),
+        (b"-Infinity", files.read_json, "a.txt is not valid JSON: -Infinity is not a number"),
+        (b"a = " + b"1" * 5000, files.read_toml, "a.txt is not valid TOML"),
         (b"a =", files.read_toml, "a.txt is not valid TOML"),
     ],
 )

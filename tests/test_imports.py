@@ -23,6 +23,7 @@ ROWS = (
         "files",
         "downloads",
         "all_or_none",
+        "finite_number",
         "tables",
         "text_table",
         "mlx_on_linux",

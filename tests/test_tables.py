@@ -79,6 +79,8 @@ def test_values_are_read_as_annotated(key: str, value: Any, expected: Any) -> No
         ({"share": 1.5}, "t.share is 1.5; it must be in 0..1."),
         ({"share": False}, "t.share is False; it must be a number."),
         ({"scale": float("inf")}, "t.scale is inf; it must be finite."),
+        ({"scale": 10**400}, f"t.scale is {10**400}; it must be a smaller number."),
+        ({"count": 1e308}, f"t.count is {int(1e308)}; it must be a smaller number."),
         ({"on": 1}, "t.on is 1; it must be true or false."),
         ({"files": 5}, "t.files is 5; it must be a list of strings."),
         ({"files": ["a", 5]}, "t.files is ['a', 5]; it must be a list of strings."),

@@ -18,13 +18,13 @@ from mobilemoe_mlx.errors import UserError
 
 MAX_SHARD_BYTES = 5_000_000_000  # the size Hugging Face repositories are cut at
 
-# What belongs to a model besides its weights and config.json, copied as it is.
+# What belongs to a tokenizer, whatever model it is used with, copied as it is. A model has these,
+# its weights, config.json and generation_config.json.
 COMPANION_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
-    "generation_config.json",
     "LICENSE*",
     "USE_POLICY*",
 )
@@ -53,15 +53,17 @@ def write_model_folder(
     *,
     metadata: Mapping[str, str] | None = None,
     companions: str | Path | None = None,
+    settings: str | Path | None = None,
     extra_files: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
     """Write config.json, generation_config.json, the tensors and copies of `companions`' files.
 
-    One tensor is in memory at a time. `metadata` goes into the safetensors headers (default:
-    {"format": "pt"}, as published). Raises UserError when the folder exists and is not empty
-    (unless `overwrite` and it is a model folder), or cannot be written; it is then as it was.
+    `settings`: the model's folder, whose generation_config.json is copied if it has one. One tensor
+    is in memory at a time. `metadata` goes into the safetensors headers (default: {"format": "pt"},
+    as published). Raises UserError when the folder exists and is not empty (unless `overwrite` and
+    it is a model folder), or cannot be written; it is then as it was.
     """
     if max_shard_bytes < 1:
         raise UserError(f"The shard size is {max_shard_bytes} bytes; it must be positive.")
@@ -72,7 +74,12 @@ def write_model_folder(
         if companions is not None:
             copy_companions(files.user_path(companions), new)
         files.write_json(new / "config.json", config)
-        if not (new / GENERATION_CONFIG).exists():
+        if (
+            settings is not None
+            and (path := files.user_path(settings) / GENERATION_CONFIG).exists()
+        ):
+            shutil.copyfile(path, new / GENERATION_CONFIG)
+        else:
             files.write_json(new / GENERATION_CONFIG, generation_config(None, dict(config)))
         for name, text in (extra_files or {}).items():
             (new / name).write_text(text, encoding="utf-8")
@@ -88,7 +95,7 @@ def write_model_folder(
 
 
 def copy_companions(source: Path, target: Path, *more: str) -> None:
-    """Copy what belongs to a model besides its weights and config.json, and the patterns `more`."""
+    """Copy the files of a tokenizer, and those of the patterns `more`."""
     for pattern in (*COMPANION_FILES, *more):
         for path in files.find(source, pattern):
             shutil.copyfile(path, target / path.name)

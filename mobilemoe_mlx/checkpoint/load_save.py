@@ -5,6 +5,7 @@ What is wrong with a folder is found by `check`; names and types are in `layouts
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor, from_array
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.int4_rounding import as_quantized, stored_type
+from mobilemoe_mlx.int4_rounding import SAVED_TYPE, as_quantized, stored_type
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import int4_model
 from mobilemoe_mlx.tensor_names import is_always_float32
@@ -132,13 +133,16 @@ def save(
 
     Tensors of a loaded model get the type back that they were stored in, others bfloat16 (rounded
     to nearest even); unknown fields of its config.json stay. Tokenizer files come from
-    `tokenizer_folder`, else from the folder the model was loaded from. Raises UserError when the
+    `tokenizer_folder`, else from the folder the model was loaded from, which alone gives a
+    generation_config.json. Raises UserError when the
     folder is not empty (unless `overwrite`) or cannot be written; nothing half-written stays.
     """
     source: Source | None = getattr(model, "source", None)
     parameters = {n: from_array(p) for n, p in tree_flatten(model.parameters())}
     is_int4 = layouts.layout_of(parameters) is Layout.MLX_INT4
     args = as_quantized(model.args) if is_int4 else model.args
+    if source is None:
+        args = dataclasses.replace(args, torch_dtype=SAVED_TYPE)
     tensors = {}
     for name, tensor in layouts.to_published(parameters).items():
         dtype = source.dtypes.get(name) if source is not None else None
@@ -151,6 +155,7 @@ def save(
         tensors,
         metadata=_published_metadata(source.metadata if source else {}),
         companions=tokenizer_folder,
+        settings=source.folder if source else None,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
     )

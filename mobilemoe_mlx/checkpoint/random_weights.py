@@ -6,6 +6,7 @@ Meta's checkpoints cannot be shipped; memory and speed are measured on these.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout, expected_tensors
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.int4_rounding import as_quantized
+from mobilemoe_mlx.int4_rounding import SAVED_TYPE, as_quantized
 
 _STD = 0.02  # of the weights: Llama's initializer_range
 _CODE_STD = math.sqrt(sum(c * c for c in range(-8, 8)) / 16)  # of uniform INT4 codes
@@ -36,6 +37,7 @@ def write_random_checkpoint(
     `quantized`: packed INT4, else BF16. The same seed gives the same bytes, whatever the shards.
     There is no tokenizer in it. Raises UserError when the folder is not empty.
     """
+    args = dataclasses.replace(args, torch_dtype=SAVED_TYPE)
     if quantized:
         args = as_quantized(args)
     tensors = {}

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.config import MLX_QUANTIZATION
@@ -59,8 +60,9 @@ def convert(
 
     `to`: "published" (from either INT4 form, or BF16) or "mlx", a folder for mlx-lm's own commands,
     which `load` reads too. `quantize` first rounds a BF16 checkpoint to nearest INT4, which is the
-    one lossy step. Raises UserError for a source with anything wrong, before anything is written,
-    and when `output` is not empty (unless `overwrite`) or cannot be written.
+    one lossy step. Raises UserError for a source with anything wrong, before anything is written
+    (to be rounded, its numbers must be finite), and when `output` is not empty (unless `overwrite`)
+    or cannot be written.
     """
     checkpoint = open_checkpoint(source)
     _check_apart(Path(source), Path(output))
@@ -68,6 +70,7 @@ def convert(
     if quantize:
         if checkpoint.layout is not Layout.FLOAT:
             raise UserError(f"{source} is INT4 already: convert it without quantising.")
+        check_finite(checkpoint)
         checkpoint = published_int4(checkpoint)
     config = published_config(checkpoint.args, checkpoint.config)
     metadata = checkpoint.metadata
@@ -94,6 +97,7 @@ def convert(
         tensors,
         metadata=metadata,
         companions=source,
+        settings=source,
         extra_files=extra_files,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,

@@ -69,8 +69,8 @@ Config: TypeAlias = "ReferenceConfig | ModelArgs"
 
 # Words of fields that could change the forward pass; a field with one is read, off, or refused.
 _WORDS = (
-    "attention attn bias chunk expert head hidden layer logit moe norm position quant rope rotary "
-    "rout scal softcap theta window"
+    "activation attention attn bias chunk expert feed ffn gate glu head hidden layer linear logit "
+    "mlp moe norm position quant rope rotary rout scal softcap theta window"
 )
 # Fields with such a word that say nothing of it.
 _NO_PART = (
@@ -81,6 +81,7 @@ _NO_PART = (
 # Fields with such a word whose one right value is not an "off".
 _RIGHT = {
     "hidden_act": "silu",
+    "activation_function": "silu",
     "scoring_func": "sigmoid",
     "interleave_moe_layer_step": 1,
     "decoder_sparse_step": 1,
@@ -99,7 +100,7 @@ def read_reference_config(folder: Path) -> ReferenceConfig:
     """Read `folder`/config.json; raises UserError for one that this second reading refuses."""
     text = files.read_text(folder / "config.json")
     try:
-        config = json.loads(text, object_pairs_hook=_unambiguous)
+        config = json.loads(text, object_pairs_hook=_unambiguous, parse_constant=_refuse_constant)
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):
@@ -115,6 +116,10 @@ def _unambiguous(members: list[tuple[str, Any]]) -> dict[str, Any]:
             raise UserError(f"config.json has two values of {name}: {values[name]} and {value}.")
         values[name] = value
     return values
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
 
 
 def reference_config(config: Mapping[str, Any]) -> ReferenceConfig:

@@ -83,12 +83,15 @@ def _parse(line: bytes) -> dict[str, Any]:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("is UTF-16, not UTF-8: save the file as UTF-8")
     try:
-        content = json.loads(line.removeprefix(_MARK).decode("utf-8").rstrip("\r\n"))
+        text = line.removeprefix(_MARK).decode("utf-8").rstrip("\r\n")
+        content = json.loads(text, object_pairs_hook=files.without_twins)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(f"is not UTF-8 text: its byte {error.start + 1} is {byte:#04x}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {error.msg}, at column {error.colno}") from None
+    except files.KeyTwice:
+        raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
         raise ValueError(f"is not valid JSON: {error}") from None
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ from typing import Any
 from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.data.source_config import Format, SourceConfig
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.finite_number import is_finite_number
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class MixtureConfig:
         names = [source.name for source in sources]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two sources are named '{min(twice)}'")
+        if not is_finite_number(sum(source.weight for source in sources)):
+            raise UserError("the sum of the sources' weights is not finite: lower them")
         return cls(table.format, sources)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.data.check import CheckedMixture, check_mixture
 from mobilemoe_mlx.data.local_files import find_files
 from mobilemoe_mlx.data.mixture import Mixture, document_encoder
@@ -182,6 +182,8 @@ def _with_tokens_counted(recipe: Recipe, name: str, tokenizer: TokenizerWrapper)
         on_bad_record=stage.data.on_bad_record,
         heldout=_heldout_files(recipe, stage, config),
     )
+    if not stage.epochs * batches * stage.batch_size * stage.data.context < tables.TOO_LARGE:
+        raise UserError(f"{name}.epochs is {stage.epochs:g}; it must be a smaller number")
     steps = max(1, math.ceil(stage.epochs * batches))
     counted = dataclasses.replace(stage, tokens=steps * stage.batch_size * stage.data.context)
     counted.check_warmup(name)

@@ -12,6 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.finite_number import is_finite_number
 from mobilemoe_mlx.memory import peak_memory_bytes
 
 
@@ -84,14 +86,37 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line cut off by a crash is left out."""
+    """The records of a metrics file; a last line cut off by a crash is left out.
+
+    Raises UserError naming the file, and the line if one is no record.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = files.read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if _is_record(record):
+            records.append(record)
+        elif number < len(lines) and line:  # the last line ends the file, or was cut off
+            raise UserError(f"{path}: line {number} is no record of a training run: remove it.")
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line of metrics has what this package reads of it."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return False
+    numbers = ["loss", "tokens", "tokens_per_second"] if "loss" in record else []
+    numbers += ["heldout_loss"] if "heldout_loss" in record else []
+    lists = ["dead_experts"] if "loss" in record else []
+    lists += ["load"] if "load" in record else []
+    return (
+        all(is_finite_number(record.get(name)) for name in numbers)
+        and all(isinstance(record.get(name), list) for name in lists)
+        and isinstance(record.get("sources", {}), dict)
+    )
 
 
 def _keep_until(path: Path, step: int) -> None:

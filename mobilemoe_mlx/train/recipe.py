@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mobilemoe_mlx import files, tables
+from mobilemoe_mlx import end_tokens, files, tables
 from mobilemoe_mlx.config import PRESETS, ModelArgs, preset
 from mobilemoe_mlx.data.source_config import OnBadRecord
 from mobilemoe_mlx.errors import UserError, did_you_mean
@@ -235,6 +235,9 @@ def _model(table: dict[str, Any]) -> ModelArgs:
         values = {"no_rope_layers": (), "layer_types": (), **values}
     base = preset(table["preset"])
     try:
+        if "eos_token_id" in table:
+            where = "config.json: eos_token_id"
+            values["eos_token_id"] = end_tokens.token_ids(where, table["eos_token_id"])
         return dataclasses.replace(base, **values)
     except UserError as error:
         raise UserError(str(error).replace("config.json: ", "model.")) from None
@@ -277,7 +280,7 @@ def _override(shared: dict[str, Any], stages: dict[str, dict[str, Any]], overrid
         raise UserError(f"the override '{override}' is not of the form KEY=VALUE.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     if keys[0] in shared:
         targets, keys = {keys[0]: shared[keys[0]]}, keys[1:]

@@ -21,7 +21,7 @@ from mobilemoe_mlx.train.data import StageData, open_stage
 from mobilemoe_mlx.train.disk_space import disk_space
 from mobilemoe_mlx.train.processes import check_equal, together
 from mobilemoe_mlx.train.recipe import Recipe, StageConfig
-from mobilemoe_mlx.train.run_folder import RunFolder
+from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
 from mobilemoe_mlx.train.signals import StopSignals
 from mobilemoe_mlx.train.stage import run_stage
 from mobilemoe_mlx.train.start import (
@@ -126,6 +126,7 @@ def _prepare(
         elif weights := starting_parameters(recipe, folder, init, model):
             model.update(weights)
     about = [f"{name}: {notice}" for name, (_, data) in stages.items() for notice in data.notices]
+    about += [line for name in stages for line in _about_metrics(folder.stage(name))]
     about += _about_chat_template(tokenizer, stages)
     about.append(f"The run is in {folder.path}: {space.text()}.")
     return _Plan(
@@ -139,6 +140,16 @@ def _prepare(
         record=record,
         about=about if stages else [],
     )
+
+
+def _about_metrics(stage: StageFolder) -> list[str]:
+    """A sentence where the metrics have lost steps of a stage that goes on."""
+    if not (lost := stage.unrecorded_steps()):
+        return []
+    return [
+        f"{stage.metrics} has no record of {lost:,} of the {stage.step:,} steps that are trained: "
+        "`info` and `plot` will show the others."
+    ]
 
 
 def _about_chat_template(

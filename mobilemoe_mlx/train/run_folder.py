@@ -22,6 +22,7 @@ from mobilemoe_mlx.all_or_none import whole_folder
 from mobilemoe_mlx.checkpoint.folder import copy_companions
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
+from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGES
 
 if TYPE_CHECKING:
@@ -89,6 +90,13 @@ class StageFolder:
         """True when there is something to lose: a step has been trained and saved."""
         return self.is_finished or self.step > 0
 
+    def unrecorded_steps(self) -> int:
+        """How many of the steps up to the newest checkpoint the metrics have no record of."""
+        steps = {*range(1, self.step + 1)}
+        if steps and self.metrics.is_file():
+            steps -= {row["step"] for row in read_metrics(self.metrics) if "loss" in row}
+        return len(steps)
+
     def check_resumable(self, batches: PackedBatches) -> None:
         """Raise UserError where the stage cannot go on from its newest checkpoint with `batches`.
 
@@ -151,6 +159,8 @@ class RunFolder:
                 f"one does not read: {advice}, where --init takes a finished stage's model of this "
                 "one, or go on with that version."
             )
+        if not _is_record(content):
+            raise UserError(f"{self.record_file} is damaged: {advice}.")
         return content
 
     def check_free(self, stages: Iterable[str], resume: bool) -> None:
@@ -205,6 +215,23 @@ class RunFolder:
         files.write_json(self.record_file, content)
         if not (self.tokenizer / "tokenizer.json").exists():
             copy_tokenizer(tokenizer, self.tokenizer)
+
+
+def _is_record(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a recipe.json has what this package reads of it."""
+    tables = [content.get("model"), content.get("tokenizer"), *content["stages"].values()]
+    return all(isinstance(table, dict) for table in tables) and all(
+        isinstance(stage.get("data"), dict)
+        and all(
+            type(number) is int and number > 0
+            for number in (
+                stage.get("tokens"),
+                stage.get("batch_size"),
+                stage["data"].get("context"),
+            )
+        )
+        for stage in content["stages"].values()
+    )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

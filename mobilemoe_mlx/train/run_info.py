@@ -96,9 +96,10 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
 
 def _lines(stage: StageInfo) -> list[str]:
     how = "finished" if stage.finished else "not finished" if stage.steps else "not begun"
-    lines = [
-        f"{STAGE_TITLES[stage.stage]}: {how}, {stage.steps:,} of {stage.planned_steps:,} steps"
-    ]
+    steps = f"{stage.steps:,} of {stage.planned_steps:,} steps"
+    if stage.finished and stage.steps < stage.planned_steps:
+        steps = f"{stage.planned_steps:,} steps, of which {stage.steps:,} are recorded"
+    lines = [f"{STAGE_TITLES[stage.stage]}: {how}, {steps}"]
     if stage.loss is not None:
         lines.append(f"  training loss      {stage.loss:.4f} at the last step")
     if stage.heldout:

@@ -60,6 +60,8 @@ def run_stage(
                     batch = next(data.batches)
                 with _ending_with_a_checkpoint(book):
                     result = trainer.run(batch)
+                    if trainer.step == config.steps:  # others show in the next step's loss
+                        trainer.check_finite()
                 with together(group):
                     book.record_step(result)
         except Stopped:

@@ -95,7 +95,8 @@ def model_args(
                 f"`--set {name}.data.context={args.max_position_embeddings}`."
             )
     ends = set(eos_token_ids(tokenizer))
-    ends.update(run.record().get("model", {}).get("eos_token_id", ()))
+    recorded = run.record().get("model", {}).get("eos_token_id")
+    ends.update(end_tokens.token_ids(f"{run.record_file}: eos_token_id", recorded))
     models = [folder.model for folder in run.stages.values() if folder.is_finished]
     for folder in [*models, *([hub.resolve(init)] if init is not None else [])]:
         config = read_config(folder)

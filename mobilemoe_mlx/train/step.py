@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import clip_grad_norm
-from mlx.utils import tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mobilemoe_mlx import linux_cpu
 from mobilemoe_mlx.data.packing import PADDING, Batch
@@ -73,10 +73,20 @@ class Trainer:
         parameters = self.all_parameters()
         return fake_quantize_parameters(parameters) if self.config.quantize else parameters
 
+    def check_finite(self) -> None:
+        """Raise UserError where a weight is not a finite number, as it will be stored."""
+        for name, weight in tree_flatten(self.parameters):
+            if not mx.isfinite(weight.astype(mx.bfloat16)).all().item():
+                raise UserError(
+                    f"after step {self.step} {name} has values that are not finite; lower "
+                    "optimizer.peak_lr or lengthen optimizer.warmup_steps"
+                )
+
     def run(self, batch: Batch) -> StepResult:
         """Take one step on this process's rows of the global batch.
 
-        Raises UserError, leaving the state as it was, when the loss or a gradient is not finite.
+        Raises UserError, leaving the state as it was, when the loss, a gradient or a selection
+        bias is not finite.
         """
         config = self.config
         totals = self._sum(
@@ -107,13 +117,19 @@ class Trainer:
                 f"step {self.step + 1}: the loss is {loss} and the gradient norm {grad_norm}; "
                 "training stopped. Lower optimizer.peak_lr or lengthen optimizer.warmup_steps"
             )
+        biases = balancing.updated_biases(self.biases, counts, config.routing.bias_update_rate)
+        if not mx.isfinite(biases.astype(mx.bfloat16)).all().item():  # as they will be stored
+            raise UserError(
+                f"step {self.step + 1}: the experts' selection biases are beyond bfloat16; "
+                "training stopped. Lower routing.bias_update_rate"
+            )
         rate = learning_rate(config.optimizer, self.step, config.steps)
         self.optimizer.learning_rate = rate
         updated = self.optimizer.apply_gradients(gradients, self.parameters)
         # MLX merges the two optimisers' trees in the order of a set, another one in each process;
         # sums over parameters, and so a resumed run, would differ in the last bit.
         self.parameters = tree_map(lambda _, new: new, self.parameters, updated)
-        self.biases = balancing.updated_biases(self.biases, counts, config.routing.bias_update_rate)
+        self.biases = biases
         mx.eval(self.parameters, self.optimizer.state, self.biases)
         self.step += 1
         return StepResult(loss, z, grad_norm, rate, counts)

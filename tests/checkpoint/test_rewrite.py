@@ -135,6 +135,17 @@ def test_quantising_rounds_as_quantize_parameters_does(tmp_path: Path, bf16_fold
         convert(tmp_path / "streamed", tmp_path / "twice", quantize=True)
 
 
+@pytest.mark.parametrize("name", ["feed_forward.expert_bias", "input_layernorm.weight"])
+def test_what_is_not_finite_is_not_rounded(tmp_path: Path, bf16_folder: Path, name: str) -> None:
+    folder = Path(shutil.copytree(bf16_folder, tmp_path / "in"))
+    tensors = read(folder)
+    tensors[f"model.layers.1.{name}"][0] = float("nan")
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"{name} has values that are not finite"):
+        convert(folder, tmp_path / "out", quantize=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_quantising_to_mlx_is_quantising_then_converting(tmp_path: Path, bf16_folder: Path) -> None:
     convert(bf16_folder, tmp_path / "at once", to="mlx", quantize=True)
     convert(bf16_folder, tmp_path / "int4", quantize=True)

@@ -58,6 +58,7 @@ def test_one_pass_gives_the_same(path: Path) -> None:
         (b"\0\0\0\0", "is not valid JSON"),
         (b'{"a": ' + b"1" * 5000 + b"}", "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "has 'c' twice in one object: remove the wrong one"),
         (b'["a"]', "is not a JSON object, but a list"),
         (b"null", "is not a JSON object, but a NoneType"),
         (b'{"a": "caf\xe9"}', "is not UTF-8 text: its byte 11 is 0xe9"),

@@ -111,6 +111,17 @@ def test_a_tokenizer_without_control_tokens_is_refused() -> None:
             "two sources are named 'a'",
         ),
         (
+            "".join(
+                ['format = "text"\n']
+                + [f'[[sources]]\nname = "{n}"\nweight = 1e308\npath = "b"\n' for n in "ab"]
+            ),
+            "sum of the sources' weights is not finite",
+        ),
+        (
+            f'format = "text"\n[[sources]]\nname = "a"\nweight = {"9" * 400}\npath = "b"\n',
+            "source 'a': weight is 9+; it must be a smaller number",
+        ),
+        (
             'format = "text"\n[[sources]]\nname = "a"\nweight = 1\nfile = ["b"]\n',
             "source 'a': there is no key 'file'.*mean 'files'",
         ),

@@ -205,6 +205,15 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, line, misspelt, neares
         ("model.hidden_size=wide", "model.hidden_size is 'wide'"),
         ("model.hidden_size=33", "model.hidden_size is 33; it must be a multiple"),
         ("tokenizer.path=5", "tokenizer.path is 5"),
+        ("model.eos_token_id=480", "model.eos_token_id is 480; the vocabulary has 480"),
+        ("model.eos_token_id=end", "model.eos_token_id is 'end'; token ids"),
+        ("model.bos_token_id=start", "model.bos_token_id is 'start'; token ids"),
+        ("model.no_rope_layers=5", "model.no_rope_layers is 5; it must be a list"),
+        ("model.layer_types=full_attention", "model.layer_types is 'full_attention'; it must be a"),
+        ("model.rope_theta=" + "9" * 400, "model.rope_theta is 9+; it must be a finite number"),
+        ("optimizer.peak_lr=" + "9" * 400, "peak_lr is 9+; it must be a smaller number"),
+        ("optimizer.peak_lr=" + "9" * 5000, "peak_lr is '9+'; it must be a number"),
+        ("tokens=" + "9" * 400, "tokens is 9+; it must be a smaller number"),
         # A warm-up as long as the stage, of 8 steps.
         ("midtrain.optimizer.warmup_steps=8", r"midtrain.optimizer.warmup_steps \(8\).*8 steps"),
     ],
@@ -212,6 +221,10 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, line, misspelt, neares
 def test_bad_overrides_say_what_is_wrong(recipe_file: Path, override: str, message: str):
     with pytest.raises(UserError, match=message):
         load_recipe(recipe_file, [override])
+
+
+def test_one_end_token_may_be_given_as_a_number(recipe_file: Path):
+    assert load_recipe(recipe_file, ["model.eos_token_id=5"]).model.eos_token_id == (5,)
 
 
 def test_an_override_of_a_stage_that_is_not_run_is_refused(recipe_file: Path):

@@ -19,6 +19,7 @@ from mobilemoe_mlx.config import read_config
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import disk_space, state
 from mobilemoe_mlx.train.metrics import read_metrics
+from mobilemoe_mlx.train.plot import curves
 from mobilemoe_mlx.train.recipe import load_recipe
 from mobilemoe_mlx.train.run import train
 from mobilemoe_mlx.train.run_folder import StageFolder
@@ -327,6 +328,8 @@ def test_the_summary_counts_steps_that_the_metrics_lost(family: Path, interrupte
     metrics.unlink()
     said: list[str] = []
     train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True, say=said.append)
+    assert any("metrics.jsonl has no record of 4 of the 4 steps" in line for line in said)
+    assert "finished, 8 steps, of which 4 are recorded" in describe_run(interrupted).text()
     *rows, last = read_metrics(metrics)
     steps = [row for row in rows if "loss" in row]
     assert len(steps) == 4 and last["step"] == 8
@@ -335,6 +338,68 @@ def test_the_summary_counts_steps_that_the_metrics_lost(family: Path, interrupte
     assert last["summary"]["seconds"] is None
     assert last["summary"]["tokens_per_second"] == pytest.approx(rate, rel=1e-2)
     assert any(" 8 steps, 1,024 tokens (" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"12", "line 2 is no record"),
+        (b"null", "line 2 is no record"),
+        (b"{}", "line 2 is no record"),
+        (b'{"step": 1, "loss": 2}', "line 2 is no record"),
+        (b'{"step": "1"}', "line 2 is no record"),
+        (b"{", "line 2 is no record"),
+        (b"\xff", "metrics.jsonl is not UTF-8"),
+    ],
+)
+def test_damaged_metrics_are_named(family: Path, interrupted: Path, line: bytes, why: str):
+    metrics = interrupted / "pretrain" / "metrics.jsonl"
+    first, *rest = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([first, line + b"\n", *rest]))
+    before = contents(interrupted)
+    with pytest.raises(UserError, match=why):
+        train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
+    with pytest.raises(UserError, match=why):
+        describe_run(interrupted)
+    with pytest.raises(UserError, match=why):
+        curves(interrupted)
+    assert contents(interrupted) == before
+
+
+@pytest.mark.parametrize("cut", ["{", "12", '{"step": 1', ""])
+def test_a_last_line_that_was_cut_off_is_left_out(interrupted: Path, cut: str):
+    metrics = interrupted / "pretrain" / "metrics.jsonl"
+    whole = read_metrics(metrics)
+    metrics.write_text(metrics.read_text() + cut)
+    assert read_metrics(metrics) == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"model": []},
+        {"model": None},
+        {"tokenizer": "x"},
+        {"stages": {"pretrain": 5}},
+        {"stages": {"pretrain": {"tokens": 8, "batch_size": 1}}},
+        {"stages": {"pretrain": {"tokens": 8, "batch_size": "1", "data": {"context": 8}}}},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_named(family: Path, interrupted: Path, damage: dict[str, Any]):
+    record = interrupted / "recipe.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | damage))
+    with pytest.raises(UserError, match=r"recipe.json is damaged"):
+        train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
+    with pytest.raises(UserError, match=r"recipe.json is damaged"):
+        describe_run(interrupted)
+
+
+def test_an_end_token_of_the_record_may_be_a_number(family: Path, interrupted: Path):
+    record = interrupted / "recipe.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"model": content["model"] | {"eos_token_id": 2}}))
+    train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
 
 
 @pytest.mark.parametrize("version", [None, 0, "2"])

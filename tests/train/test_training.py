@@ -240,6 +240,22 @@ def test_the_progress_bar_shows_loss_speed_eta_and_memory(recipe_path, tmp_path,
         assert part in last
 
 
+def test_a_tokenizers_folder_gives_the_model_no_settings(
+    recipe_path: Path, tokenizer_folder: Path, tmp_path: Path
+):
+    other = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_folder, other)
+    (other / "generation_config.json").write_text('{"eos_token_id": [128001]}')
+    overrides = [f"tokenizer.path={other}", "tokens=256", "optimizer.warmup_steps=0"]
+    overrides.append("model.torch_dtype=float16")
+    model = train(load_recipe(recipe_path, overrides, ["pretrain"]), tmp_path / "run")
+    settings = json.loads((model / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == eos_token_ids(load_tokenizer(tokenizer_folder))
+    assert not (tmp_path / "run" / "tokenizer" / "generation_config.json").exists()
+    assert read_config(model)["torch_dtype"] == "bfloat16"  # as its tensors are
+    mobilemoe_mlx.load(model)
+
+
 def test_every_stage_ends_with_a_published_checkpoint(finished: Path, tokenizer_folder: Path):
     ends = eos_token_ids(load_tokenizer(tokenizer_folder))
     assert len(ends) == 2
@@ -463,6 +479,8 @@ def test_a_checkpoint_of_another_model_is_refused(finished, recipe_path, tmp_pat
         (["data.context=128", "tokens=9999"], r"context \(128\) is beyond.*\(64\)"),
         (["data.mixture=none.toml"], r"Cannot read .*none\.toml"),
         (["data.heldout=none.jsonl"], "none.jsonl"),
+        (["epochs=1e308"], r"pretrain.epochs is 1e\+308; it must be a smaller number"),
+        (["epochs=1e18"], r"pretrain.epochs is 1e\+18; it must be a smaller number"),
         (["micro_batch_size=3"], "micro_batch_size 3 does not divide"),
     ],
 )
@@ -482,6 +500,23 @@ def test_divergence_stops_with_the_last_good_checkpoint(recipe_path: Path, tmp_p
     assert losses(run, "pretrain").keys() == {1}
     for value in mx.load(str(good / "weights.safetensors")).values():
         assert mx.isfinite(value).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("routing.bias_update_rate=1e300", "step 1: the experts' selection biases are beyond"),
+        ("optimizer.peak_lr=1e38", "after step 1 .* has values that are not finite"),
+    ],
+)
+def test_a_model_that_is_not_finite_is_not_written(
+    recipe_path: Path, tmp_path: Path, override: str, message: str
+):
+    # In one step, whose loss is that of the first weights.
+    overrides = [override, "tokens=128", "optimizer.warmup_steps=0", "data.heldout=[]"]
+    with pytest.raises(UserError, match=message):
+        train(load_recipe(recipe_path, overrides, ["pretrain"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "pretrain" / "model").exists()
 
 
 # --- stored losses ----------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     config.json and generation_config.json name every end of a generation (`end_tokens`). Raises
     UserError for a file that is not the JSON object that an app will need.
     """
-    copy_companions(checkpoint.folder, folder, "README.md")
+    copy_companions(checkpoint.folder, folder, end_tokens.GENERATION_CONFIG, "README.md")
     for name in ("tokenizer.json", end_tokens.GENERATION_CONFIG):
         if (folder / name).is_file():
             _read_object(folder / name)
