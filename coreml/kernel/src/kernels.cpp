@@ -8,6 +8,9 @@ const Kernels* const* all_kernels(int* count) {
       &kAvx512,
       &kAvx2,
 #endif
+#if defined(MOBILEMOE_ARM64)
+      &kNeon,
+#endif
       &kPortable,
   };
   *count = static_cast<int>(sizeof kernels / sizeof kernels[0]);

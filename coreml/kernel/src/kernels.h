@@ -122,6 +122,10 @@ extern const Kernels kPortable;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
+#if defined(__aarch64__) && defined(__GNUC__)
+#define MOBILEMOE_ARM64 1
+extern const Kernels kNeon;
+#endif
 
 // Code paths in this build, fastest first, `*count` of them.
 const Kernels* const* all_kernels(int* count);

@@ -1,0 +1,35 @@
+"""C++ programs over the kernel's sources, compiled for a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+KERNEL = Path(__file__).parents[2] / "coreml" / "kernel"
+
+
+def run(command: list[str]) -> None:
+    """Run a command; its output is the message of the failure."""
+    # Leaks are looked for with ptrace, which containers often forbid.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    output = (done.stdout + done.stderr)[-4000:]
+    assert done.returncode == 0, f"{' '.join(command)}\n{output}"
+
+
+def build(folder: Path, compiler: str, program: Path, options: list[str], link: list[str]) -> Path:
+    """Compile `program` and every source of the kernel in `folder`, two at a time."""
+    include = [f"-I{KERNEL / 'include'}", f"-I{KERNEL / 'bench'}"]
+
+    def compile_one(source: Path) -> str:
+        target = folder / f"{source.stem}.o"
+        run([compiler, "-std=c++17", *options, *include, "-c", str(source), "-o", str(target)])
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, [*sorted((KERNEL / "src").glob("*.cpp")), program]))
+    target = folder / program.stem
+    run([compiler, *link, "-o", str(target), *objects, "-pthread"])
+    return target
