@@ -21,7 +21,13 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.int4_rounding import SAVED_TYPE, as_quantized
 
 _STD = 0.02  # of the weights: Llama's initializer_range
-_CODE_STD = math.sqrt(sum(c * c for c in range(-8, 8)) / 16)  # of uniform INT4 codes
+# Codes are uniform, but most of the -8 become 0: else their mean would be -0.5, the activations of a
+# deep model would all come to point in one direction, and every token would choose the same experts.
+_UNIFORM_BYTES = 1024  # at a tensor's beginning, which keep them: -8 occurs too
+_WITHOUT_LOWEST = np.array(
+    [(b & 0x0F) * (b & 0x0F != 8) | (b & 0xF0) * (b >> 4 != 8) for b in range(256)], np.uint8
+)
+_CODE_STD = math.sqrt(sum(c * c for c in range(-7, 8)) / 16)
 
 
 def write_random_checkpoint(
@@ -53,7 +59,9 @@ def _random_tensor(name: str, dtype: str, shape: tuple[int, ...], seed: int) -> 
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if dtype == "U8":
             size = math.prod(shape)
-            return mx.array(np.frombuffer(rng.bytes(size), np.uint8).reshape(shape))
+            codes = np.frombuffer(rng.bytes(size), np.uint8).copy()
+            codes[_UNIFORM_BYTES:] = _WITHOUT_LOWEST[codes[_UNIFORM_BYTES:]]
+            return mx.array(codes.reshape(shape))
         if dtype == "F16":
             scale = rng.uniform(0.5, 1.5, shape).astype(np.float32) * (_STD / _CODE_STD)
             return mx.array(scale.astype(np.float16))

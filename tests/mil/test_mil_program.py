@@ -375,9 +375,14 @@ def test_a_damaged_package_is_a_sentence(path: Path, tmp_path: Path) -> None:
     model_file(copy).unlink()
     with pytest.raises(UserError, match=r"model\.mlmodel: No such file"):
         read_package(copy)
-    for text in (whole[:-9], "[]", "{}", json.dumps({**content, "rootModelIdentifier": "x"})):
+    for text, message in (
+        (whole[:-9], "is not valid JSON"),
+        ("[]", "names no model"),
+        ("{}", "names no model"),
+        (json.dumps({**content, "rootModelIdentifier": "x"}), "names no model"),
+    ):
         manifest.write_text(text)
-        with pytest.raises(UserError, match="names no model"):
+        with pytest.raises(UserError, match=message):
             read_package(copy)
     root["path"] = "../../elsewhere.mlmodel"
     manifest.write_text(json.dumps(content))
