@@ -21,8 +21,8 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.int4_rounding import SAVED_TYPE, as_quantized
 
 _STD = 0.02  # of the weights: Llama's initializer_range
-# Codes are uniform, but most of the -8 become 0: else their mean would be -0.5, the activations of a
-# deep model would all come to point in one direction, and every token would choose the same experts.
+# Codes are uniform, but most of the -8 become 0: else their mean would be -0.5, the activations of
+# a deep model would come to point in one direction, and all tokens would choose the same experts.
 _UNIFORM_BYTES = 1024  # at a tensor's beginning, which keep them: -8 occurs too
 _WITHOUT_LOWEST = np.array(
     [(b & 0x0F) * (b & 0x0F != 8) | (b & 0xF0) * (b >> 4 != 8) for b in range(256)], np.uint8
