@@ -31,6 +31,13 @@ def check_json(option: str | None) -> None:
     if option is None or option == _STDOUT:
         return
     path = files.user_path(option).absolute()
+    is_special = path.exists() and not path.is_file()  # a pipe, say
+    if path.suffix.lower() != ".json" and not is_special:
+        # `info --json MODEL` would replace the model, if it is a file.
+        raise UserError(
+            f"--json {option}: the file for the figures needs a name that ends in .json. To print "
+            "them in place of the text, put --json last."
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--json {option}: not a file in a folder that exists.")
     if not os.access(path.parent, os.W_OK):

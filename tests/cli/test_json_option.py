@@ -50,12 +50,21 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no" / "x.json", "bad\0name"):
+    (tmp_path / "folder.json").mkdir()
+    for path in (
+        tmp_path,
+        tmp_path / "folder.json",
+        tmp_path / "no" / "x.json",
+        tmp_path / "x.toml",
+        "S",
+        "bad\0name",
+    ):
         with pytest.raises(UserError):
             check_json(str(path))
     check_json(str(tmp_path / "x.json"))
     check_json("-")
-    assert not list(tmp_path.iterdir())
+    check_json("/dev/null")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
 
 
 def test_refused_before_the_work_starts(
