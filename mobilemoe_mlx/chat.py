@@ -125,7 +125,13 @@ class Conversation:
                 self.messages += [question, {"role": "assistant", "content": answer}]
 
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        tokens = list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        if not tokens:
+            raise UserError(
+                "The chat template gives no tokens for this conversation. It is the checkpoint's "
+                "(chat_template in tokenizer_config.json, or chat_template.jinja)."
+            )
+        return tokens
 
 
 def run(

@@ -84,7 +84,8 @@ def _missing_shards(folder: Path, present: list[str]) -> list[str]:
     if index.is_file():
         # What is wrong with an index is said elsewhere.
         with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):
-            wanted |= set(files.read_json(index)["weight_map"].values())
+            named = files.read_json(index)["weight_map"].values()
+            wanted |= {name for name in named if isinstance(name, str)}
     for name in present:
         if match := _SHARD.fullmatch(name):
             total = int(match["total"])

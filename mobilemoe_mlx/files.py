@@ -26,29 +26,33 @@ _MAGIC = re.compile(r"[*?\[]")
 _BLOCK = 1 << 20  # bytes read at a time
 
 
-def user_path(text: str | Path) -> Path:
-    """The path that `text` names, `~` and `~user` expanded; `~` before another name stays.
+def user_path(text: str | Path, beside: Path | None = None) -> Path:
+    """The path that `text` names, `~` and `~user` expanded; it may be a pattern.
 
-    Raises UserError for a text that cannot be a path.
+    Raises UserError for a text that cannot be a path, and for `~user` where there is neither a user
+    nor, here or in the folder `beside`, a file or folder of that name.
     """
     if "\0" in str(text):
         raise UserError(f"{str(text)!r} is not a path: it has a NUL character.")
+    path = Path(text)
     try:
-        return Path(text).expanduser()
+        return path.expanduser()
     except RuntimeError:  # there is no user of that name
-        return Path(text)
+        first = path.parts[0]
+        places = (Path(), beside or Path())
+        if any(os.path.lexists(place / first) for place in places) or _MAGIC.search(first):
+            return path
+        raise UserError(
+            f"{path}: there is no user {first[1:]}, and nothing here is named {first}."
+        ) from None
 
 
 def resolved(text: str | Path) -> Path:
     """`user_path(text)` made absolute, its links followed; it need not exist.
 
-    Raises UserError for a text that cannot be a path, for a link that leads to itself, and for
-    `~user` where there is neither a user nor a folder of that name.
+    Raises UserError as `user_path` does, and for a link that leads to itself.
     """
     path = user_path(text)
-    first = path.parts[0] if path.parts else ""
-    if first.startswith("~") and not Path(first).exists():
-        raise UserError(f"{path}: there is neither a user {first[1:]} nor a folder {first}.")
     try:
         return path.resolve()
     except RuntimeError:  # of Python before 3.13
@@ -162,11 +166,14 @@ def find(folder: Path, pattern: str) -> list[Path]:
     exists as it is written is that file or folder, whatever characters its name has. Hidden files
     and folders are found only by a part that begins with a dot. Each file is given once.
     """
-    path = user_path(pattern)
-    folder = Path(path.anchor) if path.is_absolute() else folder
-    parts = path.relative_to(path.anchor).parts
-    found = (match for match in _matches(folder, parts) if match.is_file())
+    found = (match for match in _found(folder, pattern) if match.is_file())
     return sorted(dict.fromkeys(found))
+
+
+def links_to_nothing(folder: Path, pattern: str) -> list[Path]:
+    """The links among what `find` looks at whose files are absent, sorted."""
+    found = _found(folder, pattern)
+    return sorted({match for match in found if match.is_symlink() and not match.exists()})
 
 
 def visible(paths: Iterable[Path]) -> Iterator[Path]:
@@ -177,6 +184,12 @@ def visible(paths: Iterable[Path]) -> Iterator[Path]:
 def walk(folder: Path) -> list[Path]:
     """The files in `folder` and its folders, sorted; nothing hidden, links followed once."""
     return find(folder, "**/*")
+
+
+def _found(folder: Path, pattern: str) -> Iterator[Path]:
+    path = user_path(pattern, folder)
+    folder = Path(path.anchor) if path.is_absolute() else folder
+    return _matches(folder, path.relative_to(path.anchor).parts)
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
@@ -257,6 +270,18 @@ def write(path: Path, content: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def copy(source: Path, target: Path) -> None:
+    """Write the content of the file `source` as `target`.
+
+    Raises UserError naming `source` when it cannot be read, and OSError as `write` does.
+    """
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {source}: {error.strerror}.") from None
+    write(target, content)
 
 
 def write_json(path: Path, content: Any) -> None:

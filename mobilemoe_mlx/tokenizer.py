@@ -115,11 +115,13 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatToke
         raw = Tokenizer.from_file(str(path))
         raw.no_truncation()  # of a length that was of use elsewhere
         raw.no_padding()
+        if getattr(raw.model, "dropout", None):
+            raw.model.dropout = None  # of training: with it, a text has other tokens each time
         vocabulary = raw.get_vocab()
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=raw,
             clean_up_tokenization_spaces=False,
-            chat_template=_chat_template(folder),
+            chat_template=written_chat_template(folder),
             **{n: t for n, t in end_tokens.special_tokens(folder).items() if t in vocabulary},
         )
     except UserError:
@@ -164,9 +166,12 @@ def _settings(file: Path) -> dict[str, Any]:
     return content
 
 
-def _chat_template(folder: Path) -> str | dict[str, str] | None:
-    """The template of chat_template.jinja, else of tokenizer_config.json, else of the older
-    chat_template.json; several by name where the file has several."""
+def written_chat_template(folder: Path) -> str | dict[str, str] | None:
+    """The template that chats with the tokenizer of `folder` are written by, if it has one.
+
+    That of chat_template.jinja, else of tokenizer_config.json, else of the older
+    chat_template.json; several by name where the file has several, of which chats take "default".
+    """
     if (file := folder / "chat_template.jinja").is_file():
         return files.read_text(file)
     for name in ("tokenizer_config.json", "chat_template.json"):

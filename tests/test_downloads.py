@@ -161,6 +161,14 @@ def test_a_link_to_nothing_is_no_absent_file(bf16_folder: Path, tmp_path: Path, 
             read(folder)
 
 
+def test_an_index_that_names_no_files_is_told_as_such(bf16_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bf16_folder, tmp_path / "model"))
+    index = {"weight_map": {"model.norm.weight": 3}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="not JSON with a table 'weight_map' of file names"):
+        open_checkpoint(folder)
+
+
 def test_files_of_macos_are_no_weights(bf16_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(bf16_folder, folder)

@@ -58,6 +58,11 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert files.user_path("~") == tmp_path
     assert files.user_path("~/a b") == tmp_path / "a b"
     assert files.user_path("a/~/b") == Path("a/~/b")
+    monkeypatch.chdir(tmp_path)
+    for refuses in (files.user_path, files.resolved, files.output_folder):
+        with pytest.raises(UserError, match="there is no user nobody-here, and nothing here"):
+            refuses("~nobody-here/x")
+    (tmp_path / "~nobody-here").mkdir()
     assert files.user_path("~nobody-here/x") == Path("~nobody-here/x")
     with pytest.raises(UserError, match="NUL"):
         files.user_path("a\0b")

@@ -299,6 +299,17 @@ def test_a_truncation_in_tokenizer_json_cuts_no_text(folder: Path, tmp_path: Pat
     )
 
 
+def test_dropout_in_tokenizer_json_changes_no_token(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t")
+    file = tmp_path / "t" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["dropout"] = 0.5
+    file.write_text(json.dumps(content))
+    ours, plain = load_tokenizer(tmp_path / "t"), load_tokenizer(folder)
+    for _ in range(10):
+        assert encode_text(ours, "def return import") == encode_text(plain, "def return import")
+
+
 def test_ends_of_generation_come_from_every_file(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "it")
     vocabulary = load_tokenizer(folder).get_vocab()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def write_model_folder(
             settings is not None
             and (path := files.user_path(settings) / GENERATION_CONFIG).exists()
         ):
-            shutil.copyfile(path, new / GENERATION_CONFIG)
+            files.copy(path, new / GENERATION_CONFIG)
         else:
             files.write_json(new / GENERATION_CONFIG, generation_config(None, dict(config)))
         for name, text in (extra_files or {}).items():
@@ -98,7 +97,7 @@ def copy_companions(source: Path, target: Path, *more: str) -> None:
     """Copy the files of a tokenizer, and those of the patterns `more`."""
     for pattern in (*COMPANION_FILES, *more):
         for path in files.find(source, pattern):
-            shutil.copyfile(path, target / path.name)
+            files.copy(path, target / path.name)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from mobilemoe_mlx.data.mixture import Document, Encode, fit
 from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
-from mobilemoe_mlx.data.sources import no_usable_record, settle
+from mobilemoe_mlx.data.sources import no_usable_record, read_records, settle
 from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
 from mobilemoe_mlx.errors import UserError
 
@@ -80,6 +80,8 @@ def check_mixture(
 ) -> CheckedMixture:
     """Read every local record of a mixture once; hub datasets are not touched.
 
+    Datasets in folders are read only where there are `heldout_records`.
+
     With `encode`, records are encoded and cut to `longest` tokens until one has a target (or all,
     with `encode_all`). `heldout` files are left out as in training; records that are also among
     `heldout_records` are told. Raises UserError for the first bad record (unless `on_bad_record` is
@@ -94,6 +96,14 @@ def check_mixture(
     for source in config.sources:
         if not source.files:
             checked.append(CheckedSource(source.name, source.weight / total, dataset=source.path))
+            if held and source.dataset_folder is not None:
+                records_there = [
+                    record
+                    for record in read_records(source, None, on_bad_record=on_bad_record)
+                    if not isinstance(record, Reason)
+                ]
+                again = sum(_key(record) in held for record in records_there)
+                notices += _about_repeated(source, again, len(records_there))
             continue
         found = find_files(source, base_folder, heldout)
         notices += found.notices
@@ -117,11 +127,7 @@ def check_mixture(
                     statistics.skipped[fitted] += 1
         if not (statistics.documents if encode is not None else usable):
             raise UserError(no_usable_record(source, statistics.skipped))
-        if repeated:
-            notices.append(
-                f"source '{source.name}': {repeated:,} of its {len(records):,} records are held "
-                "out too, so the held-out loss says less than it seems to."
-            )
+        notices += _about_repeated(source, repeated, len(records))
         checked.append(
             CheckedSource(
                 name=source.name,
@@ -134,6 +140,15 @@ def check_mixture(
             )
         )
     return CheckedMixture(config.format, tuple(checked), tuple(notices))
+
+
+def _about_repeated(source: SourceConfig, repeated: int, records: int) -> list[str]:
+    if not repeated:
+        return []
+    return [
+        f"source '{source.name}': {repeated:,} of its {records:,} records are held out too, so the "
+        "held-out loss says less than it seems to."
+    ]
 
 
 def _check_owners(

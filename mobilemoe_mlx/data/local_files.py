@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ class FoundFiles:
 
     paths: tuple[Path, ...]
     notices: tuple[str, ...]
+
+
+class NoFile(UserError):
+    """There is no file of a name that a source gives."""
 
 
 class RecordFile(Protocol):
@@ -108,19 +113,25 @@ def find_files(
     seen: dict[Identity, Path] = {}
     excluded: dict[Identity, Path] = {}
     notices = []
+    folder = files.user_path(base_folder or "")
     for pattern in config.files:
-        if base_folder is None and not files.user_path(pattern).is_absolute():
+        named = folder / files.user_path(pattern, folder)
+        if base_folder is None and not named.is_absolute():
             raise UserError(
                 f"{where} names local files ({pattern}) but no data folder is given: set "
                 "data.folder in the recipe"
             )
-        folder = files.user_path(base_folder or "")
         found = files.find(folder, pattern)
+        if links := files.links_to_nothing(folder, pattern):
+            raise UserError(
+                f"{where}: {links[0]} is a link whose file is absent: remove it, or restore "
+                "the file"
+            )
         if not found:
-            raise UserError(f"{where}: {_nothing(folder / files.user_path(pattern))}")
+            raise NoFile(f"{where}: {_nothing(named)}")
         for path in found:
             key = identity(path)
-            if key in reserved and path == folder / files.user_path(pattern):
+            if key in reserved and path == named:
                 raise UserError(f"{where} trains on {path}, which is held out: name it once only")
             if key in reserved:
                 excluded.setdefault(key, path)
@@ -179,6 +190,33 @@ def _open(path: Path, config: SourceConfig) -> RecordFile:
 
 
 def _nothing(path: Path) -> str:
+    """Why there is no file at `path`, in a few words; raises UserError where it cannot be seen."""
     if os.path.isdir(path):  # which takes names that are too long
         return f"{path} is a folder: name its files, as in {path.name}/*.jsonl"
+    if os.path.lexists(path):
+        return f"{path} is neither a file nor a folder"
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise UserError(f"Cannot look at {path}: {error.strerror}.") from None
+    except OSError:  # it is not there
+        pass
+    twins = [n for n in _names(path.parent) if _unicode_form(n) == _unicode_form(path.name)]
+    if twins:
+        return (
+            f"no file {path}; there is one whose name looks the same but has other characters "
+            f"({twins[0]!a}, not {path.name!a}): name it by a pattern, as {path.name[:1]}*"
+        )
     return f"no file {path}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _unicode_form(name: str) -> str:
+    """The form in which names that look the same are the same."""
+    return unicodedata.normalize("NFC", name)

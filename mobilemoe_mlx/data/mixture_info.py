@@ -10,11 +10,10 @@ from typing import Any
 
 from mobilemoe_mlx import text_table
 from mobilemoe_mlx.data.json_lines import BadRecord
-from mobilemoe_mlx.data.local_files import find_files, records_of
+from mobilemoe_mlx.data.local_files import NoFile, find_files, records_of
 from mobilemoe_mlx.data.mixture_config import load_mixture
 from mobilemoe_mlx.data.source_config import SourceConfig
 from mobilemoe_mlx.data.statistics import Reason, reasons
-from mobilemoe_mlx.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _describe(source: SourceConfig, share: float, folder: Path) -> SourceInfo:
     where = " ".join(source.files)
     try:
         paths = find_files(source, folder).paths
-    except UserError:  # none is here
+    except NoFile:
         return SourceInfo(source.name, share, where, source.fields, 0, 0, 0, {}, None)
     left_out: Counter[str] = Counter()
     first_bad: str | None = None

@@ -55,8 +55,9 @@ def _content(row: Mapping[str, Any], config: SourceConfig) -> Record | Reason:
 
 def _value(row: Mapping[str, Any], field: str) -> Any:
     if field not in row:
+        names = [name.encode("utf-8", "replace").decode() for name in row]  # lone surrogates
         raise BadRecord(
-            f"has no field '{field}'{did_you_mean(field, row)}; its fields are {', '.join(row)}"
+            f"has no field '{field}'{did_you_mean(field, names)}; its fields are {', '.join(names)}"
         )
     return row[field]
 

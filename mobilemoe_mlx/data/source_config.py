@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from mobilemoe_mlx import tables
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.files import user_path
 from mobilemoe_mlx.tables import Positive, Text
 
 Format = Literal["text", "chat"]
@@ -67,6 +69,28 @@ class SourceConfig:
         if forms or turn:
             return config
         return replace(config, field="text" if format == "text" else "messages")
+
+    @property
+    def dataset_folder(self) -> Path | None:
+        """The folder of this machine that `path` names; None for files and for the hub."""
+        folder = None if self.path is None else user_path(self.path)
+        return folder if folder is not None and folder.is_dir() else None
+
+    def is_dataset_of(self, other: SourceConfig) -> bool:
+        """Whether both read the very same records of a dataset."""
+        if self.path is None or other.path is None:
+            return False
+        mine, theirs = (
+            (
+                str(folder.resolve()) if (folder := source.dataset_folder) else source.path,
+                source.subset,
+                source.data_dir,
+                source.split,
+                source.revision or "main",
+            )
+            for source in (self, other)
+        )
+        return mine == theirs
 
     @property
     def fields(self) -> tuple[str, ...]:

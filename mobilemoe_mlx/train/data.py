@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def read_heldout(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper
         return heldout
     config = load_mixture(recipe.path(data.mixture))
     sources, folder = _heldout(recipe, stage, config)
+    _check_apart(sources, config.sources)
     for source in sources:
         batches, heldout.statistics[source.name] = heldout_batches(
             source,
@@ -150,7 +152,7 @@ def check_data(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) 
             check_mixture(local, folder, encode, longest, on_bad_record=data.on_bad_record)
         except UserError as error:
             raise UserError(f"data.heldout: {error}") from None
-        for source in local.sources:
+        for source in (s for s in sources if s.files or s.dataset_folder is not None):
             records = read_records(source, folder, on_bad_record=data.on_bad_record)
             heldout_records += [r for r in records if not isinstance(r, Reason)]
     return check_mixture(
@@ -162,6 +164,17 @@ def check_data(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper) 
         heldout=_heldout_files(recipe, stage, config),
         heldout_records=heldout_records,
     )
+
+
+def _check_apart(heldout: Iterable[SourceConfig], training: Iterable[SourceConfig]) -> None:
+    """Raise UserError for a dataset that is both held out and trained on."""
+    for held, source in itertools.product(heldout, training):
+        if held.is_dataset_of(source):
+            raise UserError(
+                f"source '{held.name}' is the dataset that source '{source.name}' "
+                f"trains on ({held.path}, split {held.split}): hold out another split, or another "
+                "dataset."
+            )
 
 
 def _with_tokens_counted(recipe: Recipe, name: str, tokenizer: TokenizerWrapper) -> StageConfig:

@@ -16,6 +16,8 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.finite_number import is_finite_number
 from mobilemoe_mlx.memory import peak_memory_bytes
 
+_NUMBERS = ("loss", "heldout_loss", "tokens", "tokens_per_second")
+
 
 class Metrics:
     """Writes one JSON line for each record to `path` and moves a progress bar.
@@ -105,16 +107,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a line of metrics has what this package reads of it."""
+    """Whether a line of metrics is of the form that `Metrics` writes."""
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return False
-    numbers = ["loss", "tokens", "tokens_per_second"] if "loss" in record else []
-    numbers += ["heldout_loss"] if "heldout_loss" in record else []
-    lists = ["dead_experts"] if "loss" in record else []
-    lists += ["load"] if "load" in record else []
     return (
-        all(is_finite_number(record.get(name)) for name in numbers)
-        and all(isinstance(record.get(name), list) for name in lists)
+        all(is_finite_number(record.get(name, 0)) for name in _NUMBERS)
+        and all(isinstance(record.get(name, []), list) for name in ("dead_experts", "load"))
         and isinstance(record.get("sources", {}), dict)
     )
 

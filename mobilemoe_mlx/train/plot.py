@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,15 @@ def _losses(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
     axes.plot([], [], "o--", color="grey", markersize=4, linewidth=0.8, label="held-out")
     axes.set(xlabel="step, over the stages", ylabel="cross-entropy (nats a token)")
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(plt, figure, path)
     return path
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    plt.close(figure)
+    files.write(path, content.getvalue())
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -117,6 +124,5 @@ def _expert_load(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
         axis.set(title=STAGE_TITLES[stage], ylabel="layer")
         figure.colorbar(image, ax=axis, label="load / mean")
     axes[-1, 0].set_xlabel("routed expert")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(plt, figure, path)
     return path

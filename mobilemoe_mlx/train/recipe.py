@@ -137,7 +137,7 @@ class Recipe:
 
     def path(self, relative: str) -> Path:
         """A path named in the recipe: relative to the recipe or, failing that, to where we are."""
-        path = files.user_path(relative)
+        path = files.user_path(relative, self.folder)
         beside = files.resolved(self.folder / path)
         return beside if beside.exists() else files.resolved(path)
 

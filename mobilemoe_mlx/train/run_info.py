@@ -77,6 +77,7 @@ def describe_run(path: Path | str) -> RunInfo:
 def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> StageInfo:
     rows = read_metrics(folder.metrics) if folder.metrics.is_file() else []
     steps = [row for row in rows if "loss" in row]
+    dead = steps[-1].get("dead_experts") if steps else None
     rows_per_step = config["batch_size"] * config["data"]["context"]
     sources: list[Mapping[str, Any]] = [row["sources"] for row in rows if "sources" in row]
     return StageInfo(
@@ -86,7 +87,7 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
         planned_steps=math.ceil(config["tokens"] / rows_per_step),
         loss=steps[-1]["loss"] if steps else None,
         heldout=[(row["step"], row["heldout_loss"]) for row in rows if "heldout_loss" in row],
-        dead_experts=int(sum(steps[-1]["dead_experts"])) if steps else None,
+        dead_experts=int(sum(dead)) if dead is not None else None,
         sources=sources[-1] if sources else {},
         checkpoints=[state.step_of(path) for path in state.all_checkpoints(folder.checkpoints)],
         model=str(folder.model) if folder.is_finished else None,

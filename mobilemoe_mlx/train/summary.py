@@ -74,7 +74,7 @@ def summarize(
 
     `losses`: "start" and "end" on the held-out data, where there is any.
     """
-    recorded = [row for row in rows if "loss" in row]
+    recorded = [row for row in rows if {"loss", "tokens", "tokens_per_second"} <= row.keys()]
     seconds = sum(row["tokens"] / max(row["tokens_per_second"], 1e-9) for row in recorded)
     return StageSummary(
         stage=stage,

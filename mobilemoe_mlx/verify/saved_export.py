@@ -26,6 +26,13 @@ class SavedExport(Protocol):
     user_defined: dict[str, str]  # the metadata that an export leaves, without its prefix
     arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated
     facts: dict[str, Any]  # what it is, by its program alone: form, context, prefill_block, logits
+    weight_suffixes: tuple[str, ...]  # of the files that hold its weights
+
+    def functions(self) -> dict[str, Any]:
+        """Function -> "inputs", "outputs", "states" -> name -> "dtype", "shape", "least" shape."""
+
+    def cache_bytes(self) -> int:
+        """The bytes of its keys and values."""
 
     def check_interface(self, args: ModelArgs) -> None:
         """Raise UserError unless it has the inputs, outputs and states of a model of `args`.

@@ -34,6 +34,7 @@ from mobilemoe_mlx.verify.jobs import (
     not_tried,
 )
 from mobilemoe_mlx.verify.listed_files import check_files
+from mobilemoe_mlx.verify.manifest_facts import manifest_facts
 from mobilemoe_mlx.verify.progress import Progress
 from mobilemoe_mlx.verify.run_case import run_case
 from mobilemoe_mlx.verify.saved_export import SavedExport
@@ -85,8 +86,13 @@ def verify_package(
     jobs = list_jobs(saved, checkpoint, cases, len(tokens), greedy_tokens, seed)
     progress = Progress({job.text: job.seconds for job in jobs}, say)
     progress.begin(FILES_AND_WEIGHTS)
-    stops = {"bos": checkpoint.args.bos_token_id, "eos": list(checkpoint.end_token_ids())}
-    files = check_files(path, saved.manifest, saved.format, {**saved.facts, "tokens": stops})
+    files = check_files(
+        path,
+        saved.manifest,
+        saved.format,
+        lambda listed: manifest_facts(saved, checkpoint, listed),
+        checkpoint.folder,
+    )
     weights = saved.check_weights(checkpoint)
     model = _reference(folder, checkpoint)
     judgements = []

@@ -226,6 +226,26 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_the_source_that_cannot_be_read_is_named(
+    tmp_path: Path, int4_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the user may not read it, which the one of the tests may."""
+    real = Path.open
+
+    def refused(path: Path, *rest: Any, **options: Any) -> Any:
+        if path == int4_folder / "tokenizer_config.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr("shutil.copyfile", lambda source, target: refused(Path(source), "rb"))
+    with pytest.raises(
+        UserError, match=r"^Cannot read .*tokenizer_config\.json: Permission denied"
+    ):
+        convert(int4_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupt_leaves_nothing_half_written(
     tmp_path: Path, int4_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,12 @@ def sent(conversation: Conversation) -> list[str]:
     return [m["content"] for m in conversation.messages if m["role"] == "user"]
 
 
+def test_a_template_that_writes_nothing_is_told(conversation: Conversation) -> None:
+    conversation.tokenizer._tokenizer.chat_template = "{# nothing #}"
+    _, notes, fine = talk(conversation, "hi")
+    assert "The chat template gives no tokens" in notes and not fine
+
+
 @pytest.mark.parametrize(
     ("line", "command"),
     [

@@ -79,6 +79,15 @@ def test_a_file_of_two_sources_is_refused_unless_they_read_other_fields(tmp_path
     assert [source.records for source in check(tmp_path, both).sources] == [1, 1]
 
 
+def test_held_out_records_in_the_folder_of_a_dataset_are_told(tmp_path: Path) -> None:
+    (tmp_path / "ds").mkdir()
+    write(tmp_path / "ds" / "train.jsonl", {"text": "one"}, {"text": "two"})
+    source = {"x": {"path": str(tmp_path / "ds")}}
+    (told,) = check(tmp_path, source, heldout_records=["two", "three"]).notices
+    assert "source 'x': 1 of its 2 records are held out too" in told
+    assert check(tmp_path, source).notices == ()
+
+
 def test_held_out_files_and_records_in_the_training_data_are_told(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"text": "one"}, {"text": "two"})
     write(tmp_path / "held.jsonl", {"text": "two"})

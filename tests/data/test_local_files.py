@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mobilemoe_mlx.data.local_files import find_files, open_files
+from mobilemoe_mlx.data.local_files import NoFile, find_files, open_files
 from mobilemoe_mlx.data.source_config import Format, SourceConfig
 from mobilemoe_mlx.data.sources import Source, read_records
 from mobilemoe_mlx.data.statistics import Reason
@@ -58,6 +58,37 @@ def test_a_file_that_is_named_twice_is_read_once_and_that_is_said(tmp_path: Path
     for name in ("soft.jsonl", "hard.jsonl", "other/b.jsonl"):
         assert f"{name} is " in said
     assert f"{tmp_path / 'a.jsonl'} is named twice; it is read once." in said
+
+
+def test_a_link_whose_file_is_absent_is_named(tmp_path: Path) -> None:
+    write(tmp_path, a="1")
+    (tmp_path / "d.jsonl").symlink_to(tmp_path / "gone")
+    for pattern in ("*.jsonl", "d.jsonl"):
+        with pytest.raises(UserError, match=r"d\.jsonl is a link whose file is absent"):
+            names(tmp_path, pattern)
+
+
+def test_why_there_is_no_file_of_a_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(NoFile, match=r"pipe\.jsonl is neither a file nor a folder"):
+        names(tmp_path, "pipe.jsonl")
+    write(tmp_path, **{"cafe\u0301": "1"})
+    with pytest.raises(NoFile, match=r"no file .*looks the same .*'cafe\\u0301.*caf\\xe9"):
+        names(tmp_path, "caf\u00e9.jsonl")
+    with pytest.raises(NoFile, match=r"no file .*other\.jsonl$"):
+        names(tmp_path, "other.jsonl")
+
+
+def test_a_folder_that_may_not_be_entered_is_not_empty(tmp_path: Path, monkeypatch) -> None:
+    """For a user whom the rights bind, which the one of the tests may not be."""
+
+    def refused(path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refused)
+    with pytest.raises(UserError, match=r"Cannot look at .*a\.jsonl: Permission denied") as error:
+        names(tmp_path, "a.jsonl")
+    assert not isinstance(error.value, NoFile)  # which `info` passes over
 
 
 def test_a_held_out_file_that_a_pattern_catches_is_left_out_and_that_is_said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -51,6 +52,19 @@ def test_a_run_has_two_pictures(tmp_path: Path):
         assert height >= 400 and width >= 800
     assert colours(losses) > 100  # four curves, light and dark
     assert colours(load) > 100
+
+
+def test_a_full_disk_is_told_with_the_picture(tmp_path: Path, monkeypatch, capsys):
+    write_metrics(tmp_path, "sft", 12)
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mobilemoe_mlx.files.os.fsync", full)
+    assert main(["plot", str(tmp_path)]) == 2
+    assert "losses.png: No space left on device" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_the_heat_map_shows_the_overloaded_expert(tmp_path: Path):

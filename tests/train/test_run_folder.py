@@ -346,7 +346,8 @@ def test_the_summary_counts_steps_that_the_metrics_lost(family: Path, interrupte
         (b"12", "line 2 is no record"),
         (b"null", "line 2 is no record"),
         (b"{}", "line 2 is no record"),
-        (b'{"step": 1, "loss": 2}', "line 2 is no record"),
+        (b'{"step": 1, "loss": "2"}', "line 2 is no record"),
+        (b'{"step": 1, "loss": 2, "dead_experts": 5}', "line 2 is no record"),
         (b'{"step": "1"}', "line 2 is no record"),
         (b"{", "line 2 is no record"),
         (b"\xff", "metrics.jsonl is not UTF-8"),
@@ -372,6 +373,14 @@ def test_a_last_line_that_was_cut_off_is_left_out(interrupted: Path, cut: str):
     whole = read_metrics(metrics)
     metrics.write_text(metrics.read_text() + cut)
     assert read_metrics(metrics) == whole
+
+
+def test_records_that_lack_a_part_are_told_without_it(family: Path, interrupted: Path):
+    metrics = interrupted / "pretrain" / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 2.0}\n')
+    (stage,) = describe_run(interrupted).stages
+    assert (stage.steps, stage.loss, stage.dead_experts) == (1, 2.0, None)
+    train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
 
 
 @pytest.mark.parametrize(

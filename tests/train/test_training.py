@@ -436,6 +436,21 @@ def test_heldout_text_may_be_a_mixture(recipe_path: Path, tokenizer_folder: Path
         open_heldout(chat, chat.stages["sft"], tokenizer)
 
 
+def test_a_dataset_is_not_both_trained_on_and_held_out(recipe_path: Path, tmp_path: Path):
+    path = write_family(tmp_path / "family", tmp_path)
+    (path.parent / "ds").mkdir()
+    shutil.copy(path.parent / "text.jsonl", path.parent / "ds" / "train.jsonl")
+    mixture = 'format = "text"\n[[sources]]\nname = "all"\nweight = 1.0\n'
+    (path.parent / "mine.toml").write_text(f'{mixture}path = "{path.parent / "ds"}"\n')
+    (path.parent / "held.toml").write_text(f'{mixture}path = "{path.parent}/./ds"\n')
+    overrides = [
+        f"data.{n}={path.parent / m}.toml" for n, m in (("mixture", "mine"), ("heldout", "held"))
+    ]
+    with pytest.raises(UserError, match=r"data.heldout: source 'all' is the dataset that source"):
+        train(load_recipe(recipe_path, overrides, ["pretrain"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_generate_runs_on_the_int4_checkpoint(finished: Path, capsys):
     folder = str(finished / "qat" / "model")
     texts = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -125,7 +126,18 @@ def with_resources(package: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("context", 54), ("logits", "all"), ("tokens", {"bos": 1, "eos": [0]})]
+    ("name", "value"),
+    [
+        ("context", 54),
+        ("logits", "all"),
+        ("tokens", {"bos": 1, "eos": [0]}),
+        ("functions", {}),
+        ("functions", {"decode": {"inputs": {"tokens": {"dtype": "float16"}}}}),
+        ("quantization", {"qmin": -7}),
+        ("package", "other.mlpackage"),
+        ("sizes", {"key_value_cache": 1}),
+        ("sizes", None),
+    ],
 )
 def test_the_manifest_must_be_of_this_package(
     good: Path, int4_folder: Path, tmp_path: Path, name: str, value: object
@@ -138,6 +150,48 @@ def test_the_manifest_must_be_of_this_package(
     report = verify_package(package, int4_folder, cases=[], greedy_tokens=0)
     assert not report.passed
     assert any(f"manifest.json says {name}" in problem for problem in report.files.problems)
+
+
+def without_tokenizer(manifest: dict[str, Any], resources: Path) -> None:
+    """An app would load a file that nothing vouches for."""
+    del manifest["files"]["S-resources/tokenizer.json"]
+    (resources / "tokenizer.json").write_text("{}")
+
+
+def other_tokenizer(manifest: dict[str, Any], resources: Path) -> None:
+    (resources / "tokenizer.json").write_text("{}")
+    listed = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    manifest["files"]["S-resources/tokenizer.json"] = listed
+
+
+def stowaway(manifest: dict[str, Any], resources: Path) -> None:
+    (resources / "more").mkdir()
+    (resources / "more" / "stowaway").write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (without_tokenizer, "S-resources/tokenizer.json is in the resources, but not in manifest"),
+        (other_tokenizer, "S-resources/tokenizer.json is not the checkpoint's"),
+        (stowaway, "S-resources/more/stowaway is in the resources, but not in manifest"),
+    ],
+)
+def test_the_resources_are_those_that_the_manifest_lists(
+    good: Path,
+    int4_folder: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any], Path], None],
+    problem: str,
+) -> None:
+    package = with_resources(good, tmp_path)
+    path = tmp_path / "S-resources" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest, path.parent)
+    path.write_text(json.dumps(manifest))
+    report = verify_package(package, int4_folder, cases=[], greedy_tokens=0)
+    assert not report.passed
+    assert any(problem in found for found in report.files.problems), report.files.problems
 
 
 def test_the_description_must_be_of_this_program(mutable: Path, int4_folder: Path) -> None:

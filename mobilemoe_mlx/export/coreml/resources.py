@@ -19,6 +19,7 @@ from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.manifest import list_files
 from mobilemoe_mlx.mlpackage.features import read_features
+from mobilemoe_mlx.tokenizer import written_chat_template
 from mobilemoe_mlx.tokenizer_config import plain_settings
 
 FORMAT = "mobilemoe-coreml"  # of the manifest
@@ -56,8 +57,10 @@ def write_resources(checkpoint: Checkpoint, folder: Path) -> None:
     if settings_file.is_file() or (folder / "tokenizer.json").is_file():
         settings = _read_object(settings_file) if settings_file.is_file() else {}
         files.write_json(settings_file, plain_settings(settings))
-        template = settings.get("chat_template")
-        if isinstance(template, str) and not (folder / "chat_template.jinja").exists():
+        template = written_chat_template(checkpoint.folder)
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template is not None and not (folder / "chat_template.jinja").exists():
             files.write(folder / "chat_template.jinja", template.encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
@@ -29,6 +30,7 @@ class CoreOpsPackage:
     format: str = FORMAT
     form: str = "core-ops"
     takes_scores: bool = True
+    weight_suffixes: tuple[str, ...] = (".bin",)
     arithmetics: tuple[Arithmetic, ...] = ("float32", "declared")
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +57,24 @@ class CoreOpsPackage:
             "prefill_block": self.block,
             "logits": "last" if names.LENGTH in prefill.inputs else "all",
         }
+
+    def functions(self) -> dict[str, Any]:
+        """Function -> "inputs", "outputs", "states" -> name -> "dtype", "shape", "least" shape."""
+        return {
+            name: {
+                kind: {
+                    n: {"dtype": t.dtype, "shape": t.shape, "least": t.shape}
+                    for n, t in getattr(signature, kind).items()
+                }
+                for kind in ("inputs", "outputs", "states")
+            }
+            for name, signature in self._package.signatures.items()
+        }
+
+    def cache_bytes(self) -> int:
+        """The bytes of its keys and values."""
+        states = self._package.signatures[names.DECODE].states
+        return states[names.KEY_CACHE].nbytes + states[names.VALUE_CACHE].nbytes
 
     def check_interface(self, args: ModelArgs) -> None:
         """Raise UserError unless both functions have the interface of a model of `args`."""

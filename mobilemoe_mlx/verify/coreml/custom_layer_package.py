@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
@@ -29,6 +34,7 @@ class CustomLayerPackage:
     format: str = FORMAT
     form: str = "custom-layer"
     takes_scores: bool = False  # each layer routes by itself
+    weight_suffixes: tuple[str, ...] = (".bin", ".mlmodel")
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +52,19 @@ class CustomLayerPackage:
             "prefill_block": self.block,
             "logits": head.parameters["logits"],
         }
+
+    def functions(self) -> dict[str, Any]:
+        """Function -> "inputs", "outputs", "states" -> name -> "dtype", "shape", "least" shape."""
+        inputs, outputs = (
+            {name: dataclasses.asdict(feature) for name, feature in features.items()}
+            for features in (self._package.inputs, self._package.outputs)
+        )
+        return {"main": {"inputs": inputs, "outputs": outputs, "states": {}}}
+
+    def cache_bytes(self) -> int:
+        """The bytes of its keys and values."""
+        caches = (self._package.inputs[name] for name in (names.KEY_CACHE, names.VALUE_CACHE))
+        return sum(math.prod(c.shape) * np.dtype(c.dtype).itemsize for c in caches)
 
     def check_interface(self, args: ModelArgs) -> None:
         """Raise UserError unless inputs, outputs and layers are those of a model of `args`."""

@@ -135,6 +135,23 @@ def test_a_restoration_that_fails_keeps_the_earlier_export(
     assert kept.read_bytes() == before
 
 
+@pytest.mark.parametrize("where", ["named", "older"])
+def test_the_template_that_chats_use_is_exported(
+    int4_folder: Path, tmp_path: Path, where: str
+) -> None:
+    folder = Path(shutil.copytree(int4_folder, tmp_path / "in"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = settings.pop("chat_template")
+    if where == "named":
+        named = [("tool_use", "{{ 1 }}"), ("default", template)]
+        settings["chat_template"] = [{"name": n, "template": t} for n, t in named]
+    else:
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    export_coreml(folder, tmp_path / "x.mlpackage", OPTIONS)
+    assert (tmp_path / "x-resources" / "chat_template.jinja").read_text() == template
+
+
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
