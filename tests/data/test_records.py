@@ -120,3 +120,10 @@ def test_texts() -> None:
     for value in (7, 1.5, ["x"], {"text": "x"}, True):
         with pytest.raises(BadRecord, match="in 'text', not a text"):
             read({"text": value}, "text")
+
+
+def test_a_field_name_that_is_no_text_can_be_told() -> None:
+    config = SourceConfig.from_dict({"name": "s", "weight": 1, "files": ["a"]}, "text")
+    with pytest.raises(BadRecord) as error:
+        read_record({"\ud800x": "a"}, config, lambda: "here")
+    assert str(error.value).encode() == b"here has no field 'text'; its fields are ?x"
