@@ -50,6 +50,17 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@needs_swift
+@pytest.mark.parametrize("mode", ["5", "6"])
+@pytest.mark.parametrize("isolation", ["MainActor", "nonisolated"])
+def test_the_swift_compiles_in_every_mode(app: Path, mode: str, isolation: str) -> None:
+    """Without a warning, also where Xcode puts all code on the main actor."""
+    modes = ["-swift-version", mode, "-default-isolation", isolation, "-warnings-as-errors"]
+    command = [SWIFTC, "-I", ".", "-parse-as-library", *modes, "-typecheck", "page.swift"]
+    done = subprocess.run(command, cwd=app, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def next_token(tokens: list[int]) -> int:
     """What the made-up model of ios_page/CoreML.swift finds most likely."""
     return sum(token * (index + 1) for index, token in enumerate(tokens)) % VOCABULARY
