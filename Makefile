@@ -30,6 +30,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml hatch_build.py $(KERNEL) | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some minutes the first time."
 	sh scripts/install-openblas $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[plot]'
 	touch $@

@@ -128,6 +128,8 @@ def _run(argv: list[str]) -> int:
             "`mobilemoe --help` lists them."
         )
     args = command_parser(name).parse_args(argv[1:])
+    # That PyTorch is absent is no news: tokenizers are all that is wanted of transformers.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if COMMANDS[name].computes and (advice := mlx_on_linux.prepare()):
         print(f"mobilemoe: {advice}", file=sys.stderr)
     return _module(name).run(args) or 0

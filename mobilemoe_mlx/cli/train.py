@@ -22,7 +22,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("recipe", help="a recipe file, such as recipes/tiny.toml")
+    parser.add_argument("recipe", help="tiny, S, M or L, or a recipe file of your own")
     parser.add_argument(
         "--run",
         help="folder of the run: metrics, checkpoints (default: runs/ and the recipe's name)",

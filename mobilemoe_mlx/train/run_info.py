@@ -105,9 +105,9 @@ def _lines(stage: StageInfo) -> list[str]:
         lines.append(f"  training loss      {stage.loss:.4f} at the last step")
     if stage.heldout:
         (first, before), (last, after) = stage.heldout[0], stage.heldout[-1]
+        later = f", {after:.4f} at step {last:,} ({len(stage.heldout)} evaluations)"
         lines.append(
-            f"  held-out loss      {before:.4f} at step {first:,}, {after:.4f} at step {last:,} "
-            f"({len(stage.heldout)} evaluations)"
+            f"  held-out loss      {before:.4f} at step {first:,}{later if last > first else ''}"
         )
     if stage.dead_experts is not None:
         lines.append(f"  experts, no token  {stage.dead_experts} at the last step")
