@@ -1,4 +1,4 @@
-"""The room that imports coremltools first."""
+"""Saved packages of any model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_an_interrupt_while_coremltools_is_imported_is_kept(tmp_path: Path) -> N
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
-        "    import mobilemoe_mlx.mlpackage\n"
+        "    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools\n"
+        "    import_coremltools()\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted', signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
     )

@@ -81,12 +81,18 @@ def _package_path(path: Path) -> Path | None:
         return path
     if not (path / "manifest.json").is_file():
         return None
+    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+    import_coremltools()
     from mobilemoe_mlx.export.coreml.resources import package_of
 
     return package_of(path)
 
 
 def _package(path: Path) -> tuple[Any, str]:
+    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+    import_coremltools()
     from mobilemoe_mlx.export.coreml.package_info import describe_package
     from mobilemoe_mlx.export.coreml.package_text import text
 

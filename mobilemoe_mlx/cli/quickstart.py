@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+    import_coremltools()
     from mobilemoe_mlx.quickstart.run import quickstart
 
     check_json(args.json)

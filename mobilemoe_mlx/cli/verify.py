@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when a check fails, or the package's files cannot be checked."""
     check_json(args.json)
+    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+    import_coremltools()
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.verify.verdict_text import as_text
     from mobilemoe_mlx.verify.verify import verify_package

@@ -87,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     check_json(args.json)
+    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+    import_coremltools()
     from mobilemoe_mlx.checkpoint.check import open_checkpoint
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.export.coreml.metadata import Credits
