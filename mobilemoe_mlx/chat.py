@@ -183,6 +183,8 @@ def run(
 
 def _obey(conversation: Conversation, command: Command) -> str:
     """Do what a command other than /exit and /send says; -> what to tell."""
+    if command.name == "/help":
+        return chat_commands.HELP
     if command.name == "/context":
         return conversation.context_text()
     if command.name == "/reset":

@@ -11,6 +11,7 @@ _ARGUMENTS = {
     "/reset": None,
     "/context": None,
     "/exit": None,
+    "/help": None,
     "/save": "FILE",
     "/load": "FILE",
     "/send": "TEXT",
@@ -19,7 +20,8 @@ _ARGUMENTS = {
 HELP = (
     "/reset forgets the conversation, /context says how much room is left, /save FILE and "
     "/load FILE keep and fetch a conversation, /send TEXT sends any text, /exit (or end of input) "
-    "leaves, Ctrl-C stops an answer. All other lines are sent, also those that begin with /."
+    "leaves, /help says this, Ctrl-C stops an answer. All other lines are sent, also those that "
+    "begin with /."
 )
 
 

@@ -28,10 +28,11 @@ def as_text(results: Results, before: Results | None = None) -> str:
             rows.append(_row(results, engine, measured, old))
         rows += [[engine.name, f"{n:,}", *["-"] * 6] for n in engine.left_out]
     rate = statistics.median(results.bandwidth) / 1e9
+    rounds = "one round" if results.rounds == 1 else f"medians of {results.rounds} rounds in turns"
     lines = [
-        f"{results.cpu}, {results.threads} threads, {rate:.1f} GB/s read from memory; medians of "
-        f"{results.rounds} rounds in turns.",
-        f"Decoding a token reads {text_table.size(results.token_bytes)} of weights.",
+        f"{results.cpu}, {results.threads} threads, {rate:.1f} GB/s read from memory; {rounds}.",
+        f"Decoding a token reads {text_table.size(results.token_bytes)} of weights. Of bandwidth: "
+        "how much of what memory gives that takes (more than all where caches hold the weights).",
         "",
         text_table.columns(rows),
         "",
@@ -68,8 +69,8 @@ def _row(
 
 def _start(engine: EngineResults) -> str:
     return (
-        f"{engine.name}: {engine.description}. First token {engine.start_seconds:.2f} s after the "
-        "process began."
+        f"{engine.name}: {engine.description}. From the start of its process to the first token of "
+        f"a short prompt: {engine.start_seconds:.2f} s."
     )
 
 

@@ -100,5 +100,5 @@ def _check_picture(option: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError(
-            "--picture needs matplotlib: pip install '.[plot]' in the checkout."
+            "--picture needs matplotlib: `pip install --editable '.[plot]'` in the checkout."
         ) from None

@@ -18,7 +18,7 @@ try:
 except ImportError:
     raise UserError(
         "The PyTorch reference needs PyTorch: install it from the mobilemoe-mlx checkout, "
-        "pip install '.[torch]'"
+        "pip install --editable '.[torch]'"
     ) from None
 
 import torch.nn.functional as F

@@ -76,10 +76,16 @@ def _headline(numbers: Figures) -> str:
     )
     speed = [f"**{training:,.0f} tokens/s** in training"]
     if numbers.decode_tokens_per_second is not None:
-        speed.append(f"{numbers.decode_tokens_per_second:,.0f} tokens/s in INT4 answers")
+        speed.append(
+            f"{numbers.decode_tokens_per_second:,.0f} tokens/s in INT4 answers (engine "
+            f"{numbers.decode_engine})"
+        )
     speed.append(f"{_duration(sum(numbers.seconds.values()))} in all")
     rows = [
-        ["held-out loss, nats per token (bits per byte)", ", ".join(losses)],
+        [
+            "held-out loss, nats a token (bits a byte), of each stage on text of its own kind",
+            ", ".join(losses),
+        ],
         [
             "cost of INT4, nats per token",
             f"**{after:+.3f}** after QAT; {nearest:+.3f} when only rounded",
@@ -162,7 +168,12 @@ def _speed(numbers: Figures) -> str:
         for name, stage in numbers.stages.items()
     ]
     if numbers.decode_tokens_per_second is not None:
-        rows.append(["INT4 decoding", f"{numbers.decode_tokens_per_second:,.0f} tokens/s"])
+        rows.append(
+            [
+                f"INT4 answers, engine {numbers.decode_engine}",
+                f"{numbers.decode_tokens_per_second:,.0f} tokens/s",
+            ]
+        )
     rows += [[name, _duration(seconds)] for name, seconds in numbers.seconds.items()]
     return _table(["", "median, or wall time"], rows)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.engines import default_engine
 from mobilemoe_mlx.export.coreml.package import Exported
 from mobilemoe_mlx.quickstart.samples import QUESTION, Sample
 from mobilemoe_mlx.quickstart.text_bytes import bits_per_byte
@@ -62,7 +63,8 @@ class Figures:
     checkpoint_bytes: int  # the INT4 checkpoint's safetensors
     package_bytes: int
     package_proved: bool
-    decode_tokens_per_second: float | None  # of the INT4 checkpoint; None: no sample is long enough
+    decode_engine: str  # that wrote the INT4 checkpoint's answers
+    decode_tokens_per_second: float | None  # of the answers; None: none is long enough
     seconds: dict[str, float]  # step -> wall time
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def figures(results: Results) -> Figures:
         ),
         package_bytes=results.exported.package_bytes,
         package_proved=results.verified.proved,
+        decode_engine=default_engine(results.model_folder),
         decode_tokens_per_second=statistics.median(rates) if rates else None,
         seconds=results.seconds,
     )

@@ -61,7 +61,8 @@ def _pyplot() -> Any:
         import matplotlib
     except ImportError:
         raise UserError(
-            "Plots need matplotlib: `pip install '.[plot]'` in a checkout of mobilemoe-mlx."
+            "Plots need matplotlib: `pip install --editable '.[plot]'` in a checkout of "
+            "mobilemoe-mlx."
         ) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

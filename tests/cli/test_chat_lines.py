@@ -55,6 +55,8 @@ def test_a_template_that_writes_nothing_is_told(conversation: Conversation) -> N
     ("line", "command"),
     [
         ("/exit", Command("/exit", "")),
+        ("/help", Command("/help", "")),
+        ("/help me", None),
         (" /reset ", Command("/reset", "")),
         ("/save a b.json", Command("/save", "a b.json")),
         ("/load", Command("/load", "")),
@@ -79,7 +81,9 @@ def test_only_known_words_are_commands(line: str, command: Command | None) -> No
 
 def test_other_lines_are_sent(conversation: Conversation) -> None:
     texts = ["/etc/hosts maps what?", "/etc/hosts", "/exit 1 means what?", "/test", "// x"]
-    _, notes, fine = talk(conversation, *texts, "/send /reset", "/send", "/exit", "never read")
+    commands = ["/help", "/send /reset", "/send", "/exit", "never read"]
+    _, notes, fine = talk(conversation, *texts, *commands)
+    assert notes.count(chat_commands.HELP) == 1
     assert sent(conversation) == [*texts, "/reset"]
     assert fine
     assert "no command" not in notes

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pytest
 from small_quickstart import SMALL
 
-from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.cli.main import command_parser, main
+from mobilemoe_mlx.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -61,6 +62,23 @@ def home(quickstart_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path / "home"
 
 
+def check_as_typed(arguments: list[str]) -> None:
+    """The recipe takes the command's own values, and not only those that make it small."""
+    args = command_parser("train").parse_args(arguments)
+    load_recipe(args.recipe, args.overrides, args.stage)
+
+
+def test_no_run_stands_in_anothers_way() -> None:
+    """All documents may be followed in one checkout, one after the other."""
+    folders: dict[str, str] = {}
+    for block in BLOCKS:
+        written = set(re.findall(r"mobilemoe train .*?--run (\S+)", block.text.replace("\\\n", "")))
+        taken = set(re.findall(r"mkdir -p (\S+)", block.text)) | written
+        for folder in taken:
+            assert folders.setdefault(folder, block.name) == block.name, folder
+    assert len(folders) > 3
+
+
 @pytest.mark.usefixtures("datasets_cache", "home")
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 def test_block(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +89,7 @@ def test_block(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
         words = shlex.split(command, comments=True) if "<<" not in command else []
         if words[:1] == ["mobilemoe"] and not {"|", "<", ">", "&&"} & set(words):
             if words[1] == "train":  # of the small model that stands there
+                check_as_typed(words[2:])
                 length = any(word.startswith("epochs=") for word in words)
                 small = [v for v in SMALL if not (length and v.startswith("tokens="))]
                 words += [f"--set={value}" for value in small]

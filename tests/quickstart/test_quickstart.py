@@ -44,7 +44,7 @@ def test_report_tells_everything(report: Path) -> None:
 def test_report_opens_with_what_a_reader_wants(report: Path) -> None:
     """Four numbers and a sample of each kind, before the first heading."""
     opening, _ = report.read_text(encoding="utf-8").split("\n## ", 1)
-    for row in ("held-out loss, nats per token (bits per byte)", "cost of INT4", "size", "speed"):
+    for row in ("held-out loss, nats a token (bits a byte)", "cost of INT4", "size", "speed"):
         assert f"\n| {row}" in opening
     for kind in (CODE, DOCUMENTATION, QUESTION):
         first = next(prompt for k, prompt in PROMPTS if k == kind)
