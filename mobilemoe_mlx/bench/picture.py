@@ -15,11 +15,14 @@ def draw(results: Results) -> bytes:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, name in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
+        lengths: set[int] = set()
         for engine in results.engines:
             prompts = list(engine.contexts)
             rates = [getattr(measured, name) for measured in engine.contexts.values()]
             panel.plot(prompts, rates, marker="o", label=engine.name)
+            lengths |= {*prompts}
         panel.set_xscale("log", base=2)
+        panel.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)])
         panel.set_yscale("log")
         panel.set_xlabel("tokens of the prompt")
         panel.set_ylabel(f"{name}, tokens/s")

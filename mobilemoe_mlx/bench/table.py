@@ -37,7 +37,7 @@ def as_text(results: Results, before: Results | None = None) -> str:
         text_table.columns(rows),
         "",
         *map(_start, results.engines),
-        *(_repeated(e) for e in results.engines if e.repeated is not None),
+        *(_repeated(e) for e in results.engines if _tells(e)),
     ]
     if any(engine.left_out for engine in results.engines):
         lines.append("-: would have taken longer than --most-seconds.")
@@ -72,6 +72,15 @@ def _start(engine: EngineResults) -> str:
         f"{engine.name}: {engine.description}. From the start of its process to the first token of "
         f"a short prompt: {engine.start_seconds:.2f} s."
     )
+
+
+def _tells(engine: EngineResults) -> bool:
+    """Whether the repeated token shows what it is there for: experts that it leaves alone."""
+    repeated = engine.repeated
+    if repeated is None:
+        return False
+    touched = engine.contexts[repeated.prompt].touched_bytes
+    return not (repeated.touched_bytes and touched) or repeated.touched_bytes < 0.99 * touched
 
 
 def _repeated(engine: EngineResults) -> str:

@@ -78,8 +78,8 @@ def _download(repo: str, revision: str | None, files: list[str]) -> Path:
         raise UserError(f"'{repo}' is neither a folder nor a repo id: {error}.") from error
     except Exception as error:  # the HTTP client's own errors differ between hub versions
         raise UserError(
-            f"There is no folder {repo}, and {page} could not be reached "
-            f"({type(error).__name__}): check the network, or give a local folder."
+            f"There is no folder {repo}, and {page} could not be reached: "
+            "check the network, or give a local folder."
         ) from error
 
 

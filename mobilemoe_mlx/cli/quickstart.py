@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_json(args.json)
     output = sys.stderr if prints_json(args.json) else sys.stdout
+    print("This takes about five minutes on two quiet processor cores.", file=output, flush=True)
     finished = quickstart(
         args.run,
         overrides=args.overrides,
@@ -44,4 +46,10 @@ def run(args: argparse.Namespace) -> None:
         say=lambda text: print(text, file=output, flush=True),
     )
     write_json(args.json, finished.figures.to_dict())
-    print(f"\nThe report is {finished.report}", file=output)
+    model = shlex.quote(str(finished.model))
+    print(
+        f"\nThe report is {finished.report}\nNext:\n"
+        f"  mobilemoe chat {model}\n"
+        f"  mobilemoe generate {model} --prompt 'import os'",
+        file=output,
+    )

@@ -71,7 +71,9 @@ class SourceStatistics:
         parts = [
             f"{self.records:,} records read",
             f"{self.tokens:,} tokens",
-            f"{self.epochs:,} whole epoch{'s' * (self.epochs != 1)}",
+            f"{self.epochs:,} whole epoch{'s' * (self.epochs != 1)}"
+            if self.epochs
+            else "less than one epoch",
         ]
         if self.truncated:
             parts.append(f"{self.truncated:,} cut to the context ({self.tokens_cut:,} tokens lost)")

@@ -87,7 +87,7 @@ def _headline(numbers: Figures) -> str:
             ", ".join(losses),
         ],
         [
-            "cost of INT4, nats per token",
+            "cost of INT4, nats a token",
             f"**{after:+.3f}** after QAT; {nearest:+.3f} when only rounded",
         ],
         [
@@ -128,10 +128,10 @@ def _losses(results: Results, numbers: Figures) -> str:
         for name, stage in numbers.stages.items()
     ]
     head = ["stage", "tokens", "context", "peak rate", "unigram", "before", "after"]
-    head.append("bits per byte")
+    head.append("bits a byte")
     return (
-        "Held-out cross-entropy, nats per token (SFT and QAT: of the answers only), against "
-        "guessing by frequency alone. Bits per byte of text do not depend on the vocabulary.\n\n"
+        "Held-out cross-entropy, nats a token (SFT and QAT: of the answers only), against "
+        "guessing by frequency alone. Bits a byte of text do not depend on the vocabulary.\n\n"
         f"{_table(head, rows)}\n\n![losses](losses.png)"
     )
 

@@ -34,6 +34,7 @@ class Finished(NamedTuple):
     """What a quickstart leaves for its caller."""
 
     report: Path  # RUN/report.md
+    model: Path  # the INT4 checkpoint
     figures: Figures
 
 
@@ -121,7 +122,7 @@ def quickstart(
     report = write_report(results, numbers, folder / "report.md")
     if not verified.proved:
         raise UserError(f"{package} does not compute what its checkpoint does; see {report}.")
-    return Finished(report, numbers)
+    return Finished(report, model_folder, numbers)
 
 
 def _export_options(args: ModelArgs) -> ExportOptions:

@@ -34,8 +34,8 @@ class DiskSpace:
     def text(self) -> str:
         """One sentence for the start of a run."""
         return (
-            f"on disk up to {gigabytes(self.checkpoints + self.models)} (checkpoints of "
-            f"{gigabytes(self.checkpoint)}), {gigabytes(self.free)} free"
+            f"checkpoints of {gigabytes(self.checkpoint)} and models take up to "
+            f"{gigabytes(self.checkpoints + self.models)}, {gigabytes(self.free)} are free"
         )
 
     def check(self, run: Path) -> None:

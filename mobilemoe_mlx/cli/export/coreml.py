@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--author", help="the author that Xcode shows")
     parser.add_argument("--license", help="the licence that Xcode shows")
-    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--overwrite", "--force", action="store_true", help="replace an earlier export"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a repository")
     add_json_argument(parser)
 
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
             ExportOptions(**asked),
             quantize=args.quantize,
             credit=Credits(args.author, args.license),
-            force=args.force,
+            force=args.overwrite,
         )
     write_json(args.json, done.to_dict())
     if not prints_json(args.json):
@@ -117,7 +119,8 @@ def _report(done: Exported, output: str, checkpoint: str) -> str:
     """What was written, and how to check it."""
     lines = [
         f"{done.package}: {done.package_bytes / 1e6:,.1f} MB "
-        f"({done.package_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights)",
+        f"({done.package_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights; tables and "
+        "the program do not grow with them)",
         f"{done.resources}: {'tokenizer, ' if done.has_tokenizer else ''}settings, manifest",
     ]
     if not done.has_tokenizer:

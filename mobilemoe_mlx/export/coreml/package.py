@@ -106,7 +106,7 @@ def _check_output(package: Path, force: bool) -> None:
                 "another name."
             )
         if not force:
-            raise UserError(f"{path} exists: choose another name, or replace it (--force).")
+            raise UserError(f"{path} exists: choose another name, or replace it (--overwrite).")
 
 
 def _is_our_package(path: Path) -> bool:

@@ -392,4 +392,4 @@ def test_command(int4_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "x the checkpoint's weights" in printed.out
     assert f"mobilemoe verify {out} --against {int4_folder}" in printed.out
     assert main([*command, "--prefill-block", "8"]) == 2
-    assert "--force" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_existing_output_needs_force(int4_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.mlpackage"
     first = export_coreml(int4_folder, out, OPTIONS)
     before = (first.resources / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="--overwrite"):
         export_coreml(int4_folder, out, OPTIONS)
     assert (first.resources / "manifest.json").read_bytes() == before
     export_coreml(int4_folder, out, ExportOptions(context=32, prefill_block=8), force=True)
