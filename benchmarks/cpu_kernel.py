@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx.bench.machine import cpu
+
 ROOT = Path(__file__).parents[1]
 KERNEL = ROOT / "coreml" / "kernel"
 TOKEN_BYTES = 156.5e6  # what decoding one token of S reads of its weights
@@ -67,23 +69,10 @@ def build(folder: Path) -> Path:
     return target
 
 
-def cpu_flags() -> str:
-    """The CPU's name and the vector instructions that Linux lists."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return "unknown CPU"
-    pairs = (line.partition(":") for line in lines)
-    fields = {name.strip(): value.strip() for name, _, value in pairs}
-    known = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16")
-    flags = fields.get("flags", fields.get("Features", "")).split()
-    return f"{fields.get('model name', 'CPU')}: {' '.join(f for f in flags if f in known)}"
-
-
 def report(engines: list[Engine], figures: list[str]) -> None:
     """Print a table of medians, and of ratios to llama.cpp where it ran."""
     rival = next((e for e in engines if e.name == "llama.cpp"), None)
-    print(f"{cpu_flags()}\n\n| | {' | '.join(figures)} | peak RSS, MB |")
+    print(f"{cpu()}\n\n| | {' | '.join(figures)} | peak RSS, MB |")
     print(f"|---|{'---|' * (len(figures) + 1)}")
     for engine in engines:
         cells = []
