@@ -1,8 +1,10 @@
-"""Time the CPU kernel on a full-size random model, beside llama.cpp in the same run.
+"""Time the CPU kernel on full-size random models, beside llama.cpp or a dense model in one run.
 
 Engines take turns, one round each, so that what else the machine does meets them alike; figures are
-medians, ratios are medians of the rounds' ratios.
+medians, ratios are medians of the rounds' ratios to llama.cpp or, with `--shapes S,pro`, to
+MobileLLM-Pro's shape, the paper's dense baseline, in the same precision.
 Run: python benchmarks/cpu_kernel.py --rounds 5 [--llama-python VENV/bin/python]
+     python benchmarks/cpu_kernel.py --rounds 3 --shapes S,pro --prompts 256 --contexts 256
 """
 
 from __future__ import annotations
@@ -70,11 +72,12 @@ def build(folder: Path) -> Path:
 
 
 def report(engines: list[Engine], figures: list[str]) -> None:
-    """Print a table of medians, and of ratios to llama.cpp where it ran."""
-    rival = next((e for e in engines if e.name == "llama.cpp"), None)
+    """Print a table of medians, and of ratios to the rival of each where it ran."""
+    by_name = {engine.name: engine for engine in engines}
     print(f"{cpu()}\n\n| | {' | '.join(figures)} | peak RSS, MB |")
     print(f"|---|{'---|' * (len(figures) + 1)}")
     for engine in engines:
+        rival = by_name.get("llama.cpp", by_name.get(f"pro, {engine.name.partition(', ')[2]}"))
         cells = []
         for figure in figures:
             values = [r[figure] for r in engine.rounds]
@@ -89,7 +92,8 @@ def report(engines: list[Engine], figures: list[str]) -> None:
         memory = max(r["peak_rss_mb"] for r in engine.rounds)
         print(f"| {engine.name} | {' | '.join(cells)} | {memory} |")
     for engine in engines:
-        if "decode_0" in figures and "bandwidth_gb_s" in engine.rounds[0]:
+        is_s = engine.name.startswith("S, ")  # whose bytes a token are known
+        if is_s and "decode_0" in figures:
             # Measured anew in each round, in the same process.
             shares = [
                 r["decode_0"] * TOKEN_BYTES / 1e9 / r["bandwidth_gb_s"] for r in engine.rounds
@@ -104,6 +108,7 @@ def report(engines: list[Engine], figures: list[str]) -> None:
 def main() -> int:
     """Parse the command line, run the rounds, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shapes", default="S", help="S, M, L or pro (default %(default)s)")
     parser.add_argument("--precisions", default="int8,int16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -121,7 +126,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder))
         engines = [
-            Engine(name, [str(program), "--rounds", "0", "--precision", name, *common])
+            Engine(
+                f"{shape}, {name}",
+                [str(program), "--rounds", "0", "--shape", shape, "--precision", name, *common],
+            )
+            for shape in options.shapes.split(",")
             for name in options.precisions.split(",")
         ]
         if options.llama_python:

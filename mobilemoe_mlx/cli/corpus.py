@@ -25,8 +25,9 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.data.stdlib_corpus import build_stdlib_corpus
 
     check_json(args.json)
+    folder = files.output_folder(args.folder)
     print("Reading the standard library takes about ten seconds ...", file=sys.stderr)
-    statistics = build_stdlib_corpus(files.output_folder(args.folder))
+    statistics = build_stdlib_corpus(folder)
     write_json(args.json, statistics)
     if not prints_json(args.json):
         print(f"{args.folder} holds the text of Python {statistics['python']}'s library:\n")

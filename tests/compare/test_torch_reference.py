@@ -298,4 +298,4 @@ def test_without_torch_the_command_says_how_to_install_it():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "pip install '.[torch]'" in result.stderr
+    assert "pip install --editable '.[torch]'" in result.stderr
