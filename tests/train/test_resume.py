@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
                 patch.setattr(Path, "write_text", write_text)
             case "flush":
-                patch.setattr(state.os, "fsync", failing(state.os.fsync, 3 * 4 + 1))
+                patch.setattr(state, "_flush", failing(state._flush, 3 * 4 + 1))
             case "metrics":
                 patch.setattr(Metrics, "write", failing(Metrics.write, 7))
             case "export":
