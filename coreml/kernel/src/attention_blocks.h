@@ -1,5 +1,6 @@
 // Attention over blocks of the cache. A template of the loops (vectors_avx2.h): queries that share a
-// key/value head use each load together.
+// key/value head use each load together. Two vectors are worked on at a time: with eight floats a
+// vector they are the 16 positions of a block, with 16 floats two blocks.
 #pragma once
 
 #include "elementwise.h"
@@ -26,6 +27,10 @@ struct CacheOf<int8_t> {
 template <typename V, typename T>
 class AttentionBlocks {
   using Floats = typename V::Floats;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kTogether = 2 * kLanes / kBlock;  // blocks whose scores are summed together
+  static constexpr int kSecond = kLanes % kBlock;        // where the second vector is in its block
+  static constexpr int kHalvesAhead = 4;                 // of blocks: 8 kB of 64 float16 features
 
  public:
   static void attend(AttendTask& task) {
@@ -45,16 +50,30 @@ class AttentionBlocks {
     return reinterpret_cast<const float*>(block + kBlock * (head_dim + value_width(head_dim)));
   }
 
+  // What is read kHalvesAhead after half `half` of the blocks, in the order of reading: all keys,
+  // then all values, then the keys of the next chunk.
+  static const uint8_t* ahead_of(const AttendTask& task, size_t stride, int half) {
+    const int at = half + kHalvesAhead;
+    if (at < task.blocks) return task.block + at * stride;
+    const uint8_t* block = task.block + (at - task.blocks) * stride;
+    return at < 2 * task.blocks ? block + sizeof(T) * kBlock * task.head_dim : block;
+  }
+
   // weights[i][p] = query i . key p, for every position of the blocks.
   template <int kCount>
   static void score(const AttendTask& task, size_t stride) {
-    for (int b = 0; b < task.blocks; ++b) {
-      const uint8_t* block = task.block + b * stride;
-      const auto* keys = reinterpret_cast<const T*>(block);
+    for (int b = 0; b < task.blocks; b += kTogether) {
+      // Behind an odd last block, that block once more; its weights are not read.
+      const int second = b + kTogether - 1 < task.blocks ? b + kTogether - 1 : b;
+      const uint8_t* blocks[2] = {task.block + b * stride, task.block + second * stride};
+      const uint8_t* ahead[2] = {ahead_of(task, stride, b), ahead_of(task, stride, second)};
+      const auto* keys0 = reinterpret_cast<const T*>(blocks[0]);
+      const auto* keys1 = reinterpret_cast<const T*>(blocks[1]) + kSecond;
       Floats sums[kCount][2];
       for (auto& sum : sums) sum[0] = sum[1] = V::zero();
       for (int f = 0; f < task.head_dim; ++f) {
-        const Floats k0 = V::widen(keys + f * kBlock), k1 = V::widen(keys + f * kBlock + 8);
+        for (int i = 0; i < kTogether; ++i) prefetch(ahead[i] + f * kBlock * sizeof(T));
+        const Floats k0 = V::widen(keys0 + f * kBlock), k1 = V::widen(keys1 + f * kBlock);
         for (int i = 0; i < kCount; ++i) {
           const Floats q = V::set(task.queries[i][f]);
           sums[i][0] = V::fma(q, k0, sums[i][0]);
@@ -62,8 +81,8 @@ class AttentionBlocks {
         }
       }
       if (sizeof(T) == 1) {
-        const float* scales = scales_of(block, task.head_dim);
-        const Floats s0 = V::load(scales), s1 = V::load(scales + 8);
+        const Floats s0 = V::load(scales_of(blocks[0], task.head_dim));
+        const Floats s1 = V::load(scales_of(blocks[1], task.head_dim) + kSecond);
         for (auto& sum : sums) {
           sum[0] = V::mul(sum[0], s0);
           sum[1] = V::mul(sum[1], s1);
@@ -72,7 +91,7 @@ class AttentionBlocks {
       for (int i = 0; i < kCount; ++i) {
         float* weights = task.weights + i * kChunk + b * kBlock;
         V::store(weights, sums[i][0]);
-        V::store(weights + 8, sums[i][1]);
+        V::store(weights + kLanes, sums[i][1]);
       }
     }
   }
@@ -84,7 +103,7 @@ class AttentionBlocks {
       float* weights = task.weights + i * kChunk;
       const int end = task.blocks * kBlock;
       Floats largest = nothing;
-      for (int p = 0; p < end; p += 8) {
+      for (int p = 0; p < end; p += kLanes) {
         const Floats seen =
             V::select_range(V::load(weights + p), nothing, p, task.begin[i], task.end[i]);
         V::store(weights + p, seen);
@@ -98,7 +117,7 @@ class AttentionBlocks {
       }
       const Floats top = V::set(task.largest[i]);
       Floats sum = V::zero();
-      for (int p = 0; p < end; p += 8) {
+      for (int p = 0; p < end; p += kLanes) {
         const Floats weight = exponential<V>(V::sub(V::load(weights + p), top));
         V::store(weights + p, weight);
         sum = V::add(sum, weight);
@@ -107,28 +126,49 @@ class AttentionBlocks {
     }
   }
 
-  // mixed[i] = sum over positions of weights[i][p] value p, 16 features at a time.
+  // mixed[i] = sum over positions of weights[i][p] value p, for kVectors vectors of features.
+  template <int kCount, int kVectors>
+  static void mix_features(const AttendTask& task, size_t stride, int begin, int end, int f) {
+    const int width = value_width(task.head_dim);
+    Floats sums[kCount][kVectors];
+    for (auto& sum : sums) {
+      for (auto& part : sum) part = V::zero();
+    }
+    for (int b = begin / kBlock; b * kBlock < end; ++b) {
+      const auto* values = reinterpret_cast<const T*>(task.block + b * stride) +
+                           kBlock * task.head_dim + f;
+      const uint8_t* ahead = ahead_of(task, stride, task.blocks + b) + f * sizeof(T);
+      const int first = b * kBlock < begin ? begin - b * kBlock : 0;
+      const int last = end - b * kBlock < kBlock ? end - b * kBlock : kBlock;
+      for (int p = first; p < last; ++p) {
+        Floats v[kVectors];
+        for (int part = 0; part < kVectors; ++part) {
+          v[part] = V::widen(values + p * width + part * kLanes);
+        }
+        prefetch(ahead + p * width * sizeof(T));
+        for (int i = 0; i < kCount; ++i) {
+          const Floats weight = V::set(task.weights[i * kChunk + b * kBlock + p]);
+          for (int part = 0; part < kVectors; ++part) {
+            sums[i][part] = V::fma(weight, v[part], sums[i][part]);
+          }
+        }
+      }
+    }
+    for (int i = 0; i < kCount; ++i) {
+      for (int part = 0; part < kVectors; ++part) {
+        V::store(task.mixed[i] + f + part * kLanes, sums[i][part]);
+      }
+    }
+  }
+
   template <int kCount>
   static void mix(const AttendTask& task, size_t stride, int begin, int end) {
     const int width = value_width(task.head_dim);
-    for (int f = 0; f < width; f += 16) {
-      Floats sums[kCount][2];
-      for (auto& sum : sums) sum[0] = sum[1] = V::zero();
-      for (int p = begin; p < end; ++p) {
-        const auto* values = reinterpret_cast<const T*>(task.block + p / kBlock * stride) +
-                             kBlock * task.head_dim + p % kBlock * width + f;
-        const Floats v0 = V::widen(values), v1 = V::widen(values + 8);
-        for (int i = 0; i < kCount; ++i) {
-          const Floats weight = V::set(task.weights[i * kChunk + p]);
-          sums[i][0] = V::fma(weight, v0, sums[i][0]);
-          sums[i][1] = V::fma(weight, v1, sums[i][1]);
-        }
-      }
-      for (int i = 0; i < kCount; ++i) {
-        V::store(task.mixed[i] + f, sums[i][0]);
-        V::store(task.mixed[i] + f + 8, sums[i][1]);
-      }
+    int f = 0;
+    for (; f + 2 * kLanes <= width; f += 2 * kLanes) {
+      mix_features<kCount, 2>(task, stride, begin, end, f);
     }
+    for (; f < width; f += kLanes) mix_features<kCount, 1>(task, stride, begin, end, f);
   }
 
   template <int kCount>

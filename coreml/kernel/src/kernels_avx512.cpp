@@ -32,8 +32,9 @@ const Kernels kAvx512 = {
     swiglu<Avx512>,
     router<Avx512>,
     {&avx512::kExact, &avx512::kInt16, &avx512::kInt8},
-    {AttentionBlocks<Avx512, float>::attend, AttentionBlocks<Avx512, uint16_t>::attend,
-     AttentionBlocks<Avx512, int8_t>::attend},
+    {AttentionBlocks<avx512::Sixteen, float>::attend,
+     AttentionBlocks<avx512::Sixteen, uint16_t>::attend,
+     AttentionBlocks<avx512::Sixteen, int8_t>::attend},
 };
 
 }  // namespace mobilemoe

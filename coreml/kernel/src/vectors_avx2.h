@@ -37,6 +37,7 @@ namespace mobilemoe {
 struct Avx2 {
   using Floats = __m256;
   using Ints = __m256i;
+  static constexpr int kLanes = 8;
 
   static Floats zero() { return _mm256_setzero_ps(); }
   static Floats set(float x) { return _mm256_set1_ps(x); }

@@ -1,6 +1,7 @@
-// Vectors of 512 bits for the integer products, and the pragmas around what is compiled for AVX-512
-// with VNNI (vectors_avx2.h says what those mean). Everything else of this code path stays at eight
-// floats: CPUs do as many of their operations in a cycle, or run 512 bits in two halves.
+// Vectors of 512 bits for the integer products and attention, and the pragmas around what is compiled
+// for AVX-512 with VNNI (vectors_avx2.h says what those mean). Everything else of this code
+// path stays at eight floats: CPUs do as many of their operations in a cycle, or run 512 bits in two
+// halves.
 #pragma once
 
 #include "vectors_avx2.h"
@@ -29,6 +30,55 @@ namespace mobilemoe {
 struct Avx512 : Avx2 {};
 
 namespace avx512 {
+
+// 16 floats, for attention: what its loops use.
+struct Sixteen {
+  using Floats = __m512;
+  using Ints = __m512i;
+  static constexpr int kLanes = 16;
+
+  static Floats zero() { return _mm512_setzero_ps(); }
+  static Floats set(float x) { return _mm512_set1_ps(x); }
+  static Floats load(const float* x) { return _mm512_loadu_ps(x); }
+  static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  static Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+  // Always in the same order.
+  static float sum(Floats x) {
+    return Avx2::sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+  }
+  static float largest(Floats x) {
+    return Avx2::largest(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+  }
+  static Ints round(Floats x) { return _mm512_cvtps_epi32(x); }
+  static Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+  static Floats times_power_of_two(Floats x, Ints n) {
+    return _mm512_scalef_ps(x, _mm512_cvtepi32_ps(n));
+  }
+  static Floats zero_below(Floats x, Floats condition, float limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, set(limit), _CMP_NLT_UQ), x);
+  }
+  static Floats select_range(Floats x, Floats other, int first, int begin, int end) {
+    const Ints at = _mm512_add_epi32(
+        _mm512_set1_epi32(first),
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __mmask16 seen = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32(begin)) &
+                           _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32(end));
+    return _mm512_mask_mov_ps(other, seen, x);
+  }
+  static Floats widen(const float* x) { return _mm512_loadu_ps(x); }
+  static Floats widen(const uint16_t* x) {  // float16
+    return _mm512_cvtph_ps(Avx2::load_32(x));
+  }
+  static Floats widen(const int8_t* x) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(Avx2::load_16(x)));
+  }
+};
 
 // `Wide` of linear_one.h and expert_one.h.
 struct Quads {

@@ -19,6 +19,7 @@ namespace mobilemoe {
 struct Neon {
   using Floats = float32x4x2_t;
   using Ints = int32x4x2_t;
+  static constexpr int kLanes = 8;
 
   static Floats zero() { return set(0.0f); }
   static Floats set(float x) { return {{vdupq_n_f32(x), vdupq_n_f32(x)}}; }
