@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mobilemoe_mlx import config_spelling, end_tokens, files
+from mobilemoe_mlx import config_spelling, end_tokens, files, tables
 from mobilemoe_mlx.config_spelling import bad
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.finite_number import is_finite_number
@@ -21,7 +22,8 @@ GROUP_SIZE = 32
 # model's code, not of config.json (docs/model.md, "Forward pass").
 NORMALIZE_EPS = 1e-20
 
-_TOO_LARGE = 2**31  # for sizes: MLX counts an array's axes in int32
+# MLX counts an array's axes in int32.
+Size = Annotated[int, tables.Bounds(least=1, below=2**31)]
 
 # One form of the `quantization` block: the published one, value by value.
 INT4_QUANTIZATION: dict[str, Any] = {
@@ -114,23 +116,23 @@ class RopeScaling:
 class ModelArgs:
     """The published config.json, field by field; sizes are counts, widths are in features."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int  # width of one routed expert
-    intermediate_size_mlp: int  # width of the shared expert
-    num_key_value_heads: int = 4
-    head_dim: int = 64
-    vocab_size: int = 128256
-    num_local_experts: int = 60
-    num_experts_per_tok: int = 4
-    routed_scaling_factor: float = 2.5
+    hidden_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    intermediate_size: Size  # width of one routed expert
+    intermediate_size_mlp: Size  # width of the shared expert
+    num_key_value_heads: Size = 4
+    head_dim: Size = 64
+    vocab_size: Size = 128256
+    num_local_experts: Size = 60
+    num_experts_per_tok: Size = 4
+    routed_scaling_factor: tables.Positive = 2.5
     norm_topk_prob: bool = True
     use_qk_norm: bool = True
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 500000.0
+    rms_norm_eps: tables.Positive = 1e-5
+    rope_theta: tables.Positive = 500000.0
     rope_scaling: RopeScaling | None = field(default_factory=RopeScaling)
-    max_position_embeddings: int = 8192
+    max_position_embeddings: Size = 8192
     no_rope_layers: tuple[int, ...] = ()  # 1 = this layer uses RoPE; filled in when empty
     layer_types: tuple[str, ...] = ()  # filled in when empty
     bos_token_id: int | None = 128000
@@ -138,11 +140,11 @@ class ModelArgs:
     quantized: bool = False  # the `quantization` block is present (INT4, groups of 32)
     model_type: str = MODEL_TYPE
     hidden_act: str = "silu"
-    interleave_moe_layer_step: int = 1
+    interleave_moe_layer_step: Size = 1
     attn_temperature_tuning: bool = False
     tie_word_embeddings: bool = True
     attention_bias: bool = False
-    attention_dropout: float = 0.0
+    attention_dropout: tables.NotNegative = 0.0
     torch_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -156,29 +158,15 @@ class ModelArgs:
         self._check_sizes()
 
     def _check_types(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.type == "int":
-                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise bad(f.name, value, "it must be a positive whole number")
-                if value >= _TOO_LARGE:
-                    raise bad(f.name, value, "it must be a smaller number")
-            elif f.type == "float":
-                if not is_finite_number(value) or value < 0:
-                    raise bad(f.name, value, "it must be a finite number, not negative")
-            elif f.type == "bool" and not isinstance(value, bool):
-                raise bad(f.name, value, "it must be true or false")
-            elif f.type == "str" and not isinstance(value, str):
-                raise bad(f.name, value, "it must be a text")
-            elif f.type.startswith("tuple") and not isinstance(value, tuple):
-                raise bad(f.name, value, "it must be a list")
-        for name, ids in self._control_tokens():
-            for token in ids:
-                if isinstance(token, bool) or not isinstance(token, int):
-                    raise bad(name, token, "token ids are whole numbers")
-        for name in ("rms_norm_eps", "rope_theta", "routed_scaling_factor"):
-            if not getattr(self, name) > 0:
-                raise bad(name, getattr(self, name), "it must be positive")
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if name == "rope_scaling":  # read by `RopeScaling.from_dict`
+                continue
+            read = tables.read_value(hint, value, f"config.json: {name}")
+            if type(read) is int and type(value) is not int:  # 768.0, which TOML may write
+                raise bad(name, value, "it must be a whole number")
+            if isinstance(read, tuple) and not isinstance(value, tuple):
+                raise bad(name, value, "it must be a list")
 
     def _check_supported(self) -> None:
         for name, (only, why) in _ONLY_VALUE.items():
