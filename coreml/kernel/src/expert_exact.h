@@ -34,13 +34,6 @@ class ExpertExact {
   }
 
  private:
-  // The 32 weights of a row and group: even columns in 0 and 1, odd ones in 2 and 3.
-  static void unpack(const uint8_t* codes, const uint8_t* scale, Floats* weights) {
-    const Floats factor = V::set(V::scale_of(scale));
-    V::unpack(codes, weights);
-    for (int i = 0; i < 4; ++i) weights[i] = V::mul(weights[i], factor);
-  }
-
   static void store_group(const float* sums, float* y) {
     V::store_columns(sums, sums + 16, y);
     V::store_columns(sums + 8, sums + 24, y + 16);
@@ -66,7 +59,7 @@ class ExpertExact {
           const int in_order = (g * kRows + j - r) * (kGroup / 2);
           if (in_order % kLine == 0) ahead(first + in_order);
           Floats w[4];
-          unpack(codes, task.scales + at * 2, w);
+          unpack_weights<V>(codes, task.scales + at * 2, w);
           const Floats v = V::set(x[j]);
           for (int i = 0; i < 4; ++i) group[i] = V::fma(w[i], v, group[i]);
         }
@@ -106,7 +99,7 @@ class ExpertExact {
         for (int r = 0; r < rows; ++r) {
           const size_t at = static_cast<size_t>(begin + r) * row_groups + g;
           Floats w[4];
-          unpack(task.codes + at * (kGroup / 2), task.scales + at * 2, w);
+          unpack_weights<V>(task.codes + at * (kGroup / 2), task.scales + at * 2, w);
           for (int i = 0; i < 4; ++i) V::store(panel + r * kGroup + i * 8, w[i]);
         }
         for (int t = 0; t < task.count; t += kTokens) {

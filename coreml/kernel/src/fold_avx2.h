@@ -5,6 +5,7 @@
 // Results: x, in the order of TileToken, times new_steps [16].
 #pragma once
 
+#include "tile_token.h"
 #include "vectors_avx2.h"
 
 #if defined(MOBILEMOE_X86)

@@ -8,13 +8,13 @@
 
 MOBILEMOE_BEGIN_AVX2
 
+#include "activation_order.h"
 #include "products.h"
+#include "tile_avx2.h"
 
 namespace mobilemoe {
 namespace avx2 {
 namespace {
-
-constexpr float kInt16Limit = 32767.0f;
 
 // A word of codes holds four columns, which are taken apart into four planes of unsigned nibbles.
 struct LinearInt16 {
@@ -28,12 +28,8 @@ struct LinearInt16 {
   };
 
   static void put(const int16_t* q, int part, Block* block) {
-    for (int i = 0; i < kGroup; ++i) block->planes[i % 4][part * 8 + i / 4] = q[i];
-    for (int lane = 0; lane < 4; ++lane) {
-      int32_t sum = 0;
-      for (int i = 0; i < 8; ++i) sum += q[lane * 8 + i];
-      block->initial[part * 4 + lane] = -8 * sum;
-    }
+    split_planes<V>(q, part, block->planes);
+    less_eight_times_lanes<V>(q, block->initial + part * 4);
   }
 
   static __m256i multiply(__m256i codes, const Block& block) {
@@ -110,30 +106,16 @@ struct ExpertInt16 {
 
   // sums [half][plane][group][4 words]
   static void store_group(const float* sums, int group, float* y) {
-    for (int half = 0; half < 2; ++half) {
-      __m128 columns[4];
-      for (int plane = 0; plane < 4; ++plane) {
-        columns[plane] = _mm_loadu_ps(sums + (half * 4 + plane) * 8 + group * 4);
-      }
-      _MM_TRANSPOSE4_PS(columns[0], columns[1], columns[2], columns[3]);
-      for (int word = 0; word < 4; ++word) _mm_storeu_ps(y + half * 16 + word * 4, columns[word]);
-    }
+    store_planes<Wide>(sums, group, y);
   }
 };
 
-// 4 tokens times 16 outputs. A block of 32 inputs stays below 32 x 32,767 x 8.
-struct TileInt16 {
-  using V = Avx2;
-  using Value = int16_t;
-  using Code = int16_t;
+// A block of 32 inputs stays below 32 x 32,767 x 8.
+struct TileInt16 : Tile<int16_t, int16_t> {
   static constexpr float kLimit = kInt16Limit;
-  static constexpr int kTokens = 4, kOutputs = 16, kFolded = 16;
   static constexpr int kPairs = kGroup / 2;  // two inputs that madd adds up
 
-  // Of each 8 columns the pairs (0, 4), (1, 5), (2, 6), (3, 7).
-  static void order(const int16_t* q, int16_t* x) {
-    for (int i = 0; i < kGroup; ++i) x[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = q[i];
-  }
+  static void order(const int16_t* q, int16_t* x) { order_pairs<V>(q, x); }
   static int32_t initial(const int16_t*) { return 0; }
 
   static void fill_linear(const uint8_t* const* rows, size_t offset, int16_t* to) {
@@ -168,9 +150,6 @@ struct TileInt16 {
       Avx2::store_ints(to + 16, _mm256_sub_epi16(_mm256_cvtepu8_epi16(high), eight));
     }
   }
-  static void store_outputs(const float* sums, float* y) {
-    Avx2::store_columns(sums, sums + 8, y);
-  }
   static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
                    const float* largest, int16_t* x, float* new_steps, int32_t*) {
     fold_int16(words, steps, ratios, largest, x, new_steps);
@@ -179,10 +158,7 @@ struct TileInt16 {
   template <int kCount, bool kScaled>
   static void multiply(const TileToken* x, const Panel<int16_t, kOutputs>& panel,
                        int blocks, float (*sums)[kOutputs]) {
-    for (int t = 0; t < kCount; ++t) {
-      Avx2::store(sums[t], Avx2::zero());
-      Avx2::store(sums[t] + 8, Avx2::zero());
-    }
+    clear_sums<kCount>(sums);
     const int16_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
       const uint8_t* words[kCount];
@@ -203,14 +179,7 @@ struct TileInt16 {
         }
       }
       for (int t = 0; t < kCount; ++t) {
-        const __m256 step = _mm256_set1_ps(x[t].steps[block]);
-        for (int half = 0; half < 2; ++half) {
-          float* sum = sums[t] + half * 8;
-          const __m256 scale =
-              kScaled ? _mm256_mul_ps(step, Avx2::load(panel.scales + block * 16 + half * 8))
-                      : step;
-          Avx2::store(sum, Avx2::fma(_mm256_cvtepi32_ps(acc[t][half]), scale, Avx2::load(sum)));
-        }
+        add_block<kScaled>(acc[t], x[t].steps[block], panel.scales + block * 16, sums[t]);
       }
     }
   }

@@ -8,14 +8,13 @@
 
 MOBILEMOE_BEGIN_AVX512
 
+#include "activation_order.h"
 #include "products.h"
 #include "tile_avx512.h"
 
 namespace mobilemoe {
 namespace avx512 {
 namespace {
-
-constexpr float kInt16Limit = 32767.0f;
 
 // A word of codes holds four columns, which are taken apart into four planes of unsigned nibbles.
 struct LinearInt16 {
@@ -29,12 +28,8 @@ struct LinearInt16 {
   };
 
   static void put(const int16_t* q, int part, Block* block) {
-    for (int i = 0; i < kGroup; ++i) block->planes[i % 4][part * 8 + i / 4] = q[i];
-    for (int lane = 0; lane < 4; ++lane) {
-      int32_t sum = 0;
-      for (int i = 0; i < 8; ++i) sum += q[lane * 8 + i];
-      block->initial[part * 4 + lane] = -8 * sum;
-    }
+    split_planes<V>(q, part, block->planes);
+    less_eight_times_lanes<V>(q, block->initial + part * 4);
   }
 
   static __m512i multiply(__m512i codes, const Block& block) {
@@ -102,14 +97,7 @@ struct ExpertInt16 {
   };
 
   static void store_group(const float* sums, int group, float* y) {
-    for (int half = 0; half < 2; ++half) {
-      __m128 columns[4];
-      for (int plane = 0; plane < 4; ++plane) {
-        columns[plane] = _mm_loadu_ps(sums + (half * 4 + plane) * 16 + group * 4);
-      }
-      _MM_TRANSPOSE4_PS(columns[0], columns[1], columns[2], columns[3]);
-      for (int word = 0; word < 4; ++word) _mm_storeu_ps(y + half * 16 + word * 4, columns[word]);
-    }
+    store_planes<Wide>(sums, group, y);
   }
 };
 
@@ -118,10 +106,7 @@ struct TileInt16 : Tile<int16_t, int16_t> {
   static constexpr float kLimit = kInt16Limit;
   static constexpr int kPairs = kGroup / 2;  // two inputs that dpwssd adds up
 
-  // Of each 8 columns the pairs (0, 4), (1, 5), (2, 6), (3, 7).
-  static void order(const int16_t* q, int16_t* x) {
-    for (int i = 0; i < kGroup; ++i) x[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = q[i];
-  }
+  static void order(const int16_t* q, int16_t* x) { order_pairs<V>(q, x); }
   static int32_t initial(const int16_t*) { return 0; }
 
   static __m512i codes_of(__m512i words) {

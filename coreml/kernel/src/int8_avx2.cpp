@@ -8,13 +8,13 @@
 
 MOBILEMOE_BEGIN_AVX2
 
+#include "activation_order.h"
 #include "products.h"
+#include "tile_avx2.h"
 
 namespace mobilemoe {
 namespace avx2 {
 namespace {
-
-constexpr float kInt8Limit = 127.0f;
 
 // Even columns of two groups are the low nibbles of their bytes, odd ones the high nibbles. The sums
 // of 16 products begin with -8 times those of the activations, and fit into 16 bits.
@@ -29,13 +29,10 @@ struct LinearInt8 {
   };
 
   static void put(const int16_t* q, int part, Block* block) {
-    for (int i = 0; i < 16; ++i) {
-      block->even[part * 16 + i] = static_cast<int8_t>(q[2 * i]);
-      block->odd[part * 16 + i] = static_cast<int8_t>(q[2 * i + 1]);
-    }
+    split_even_odd<V>(q, block->even + part * 16, block->odd + part * 16);
     for (int i = 0; i < 8; ++i) {
-      const int sum = q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3];
-      block->initial[part * 8 + i] = static_cast<int16_t>(-8 * sum);
+      block->initial[part * 8 + i] =
+          static_cast<int16_t>(less_eight_times_sum<V>(q + 4 * i, 4));
     }
   }
 
@@ -118,29 +115,18 @@ struct ExpertInt8 {
   }
 };
 
-// 4 tokens times 16 outputs. The 32 products of a block are summed in 16 bits: with the signs right
+// The 32 products of a block are summed in 16 bits: with the signs right
 // their sum is at most 32 x 127 x 8 = 32,512, and what wraps around on the way wraps back.
-struct TileInt8 {
-  using V = Avx2;
-  using Value = int8_t;
-  using Code = uint8_t;
+struct TileInt8 : Tile<int8_t, uint8_t> {
   static constexpr float kLimit = kInt8Limit;
-  static constexpr int kTokens = 4, kOutputs = 16, kFolded = 16;
   static constexpr int kQuads = kGroup / 4;  // four inputs that maddubs and madd add up
 
   // Even columns, then odd ones.
   static void order(const int16_t* q, int8_t* x) {
-    for (int i = 0; i < 16; ++i) {
-      x[i] = static_cast<int8_t>(q[2 * i]);
-      x[16 + i] = static_cast<int8_t>(q[2 * i + 1]);
-    }
+    split_even_odd<V>(q, x, x + 16);
   }
   // The lower of two words; the upper one begins with 0.
-  static int32_t initial(const int16_t* q) {
-    int32_t sum = 0;
-    for (int i = 0; i < kGroup; ++i) sum += q[i];
-    return -8 * sum & 0xffff;
-  }
+  static int32_t initial(const int16_t* q) { return less_eight_times_sum<V>(q) & 0xffff; }
 
   static void store_nibbles(__m256i bytes, uint8_t* low, uint8_t* high) {
     const __m256i mask = _mm256_set1_epi8(15);
@@ -173,9 +159,6 @@ struct TileInt8 {
                     to + 32);
     }
   }
-  static void store_outputs(const float* sums, float* y) {
-    Avx2::store_columns(sums, sums + 8, y);
-  }
 
   static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
                    const float* largest, int8_t* x, float* new_steps, int32_t* initial) {
@@ -188,10 +171,7 @@ struct TileInt8 {
   static void multiply(const TileToken* x, const Panel<uint8_t, kOutputs>& panel,
                        int blocks, float (*sums)[kOutputs]) {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < kCount; ++t) {
-      Avx2::store(sums[t], Avx2::zero());
-      Avx2::store(sums[t] + 8, Avx2::zero());
-    }
+    clear_sums<kCount>(sums);
     const uint8_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
       const uint8_t* words[kCount];
@@ -214,15 +194,8 @@ struct TileInt8 {
         }
       }
       for (int t = 0; t < kCount; ++t) {
-        const __m256 step = _mm256_set1_ps(x[t].steps[block]);
-        for (int half = 0; half < 2; ++half) {
-          float* sum = sums[t] + half * 8;
-          const __m256 part = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[t][half], ones));
-          const __m256 scale =
-              kScaled ? _mm256_mul_ps(step, Avx2::load(panel.scales + block * 16 + half * 8))
-                      : step;
-          Avx2::store(sum, Avx2::fma(part, scale, Avx2::load(sum)));
-        }
+        for (__m256i& half : acc[t]) half = _mm256_madd_epi16(half, ones);
+        add_block<kScaled>(acc[t], x[t].steps[block], panel.scales + block * 16, sums[t]);
       }
     }
   }

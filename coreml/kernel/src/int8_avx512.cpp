@@ -8,14 +8,13 @@
 
 MOBILEMOE_BEGIN_AVX512
 
+#include "activation_order.h"
 #include "products.h"
 #include "tile_avx512.h"
 
 namespace mobilemoe {
 namespace avx512 {
 namespace {
-
-constexpr float kInt8Limit = 127.0f;
 
 // Even columns of four groups are the low nibbles of their bytes, odd ones the high nibbles.
 struct LinearInt8 {
@@ -29,15 +28,8 @@ struct LinearInt8 {
   };
 
   static void put(const int16_t* q, int part, Block* block) {
-    for (int i = 0; i < 16; ++i) {
-      block->even[part * 16 + i] = static_cast<int8_t>(q[2 * i]);
-      block->odd[part * 16 + i] = static_cast<int8_t>(q[2 * i + 1]);
-    }
-    for (int lane = 0; lane < 4; ++lane) {
-      int32_t sum = 0;
-      for (int i = 0; i < 8; ++i) sum += q[lane * 8 + i];
-      block->initial[part * 4 + lane] = -8 * sum;
-    }
+    split_even_odd<V>(q, block->even + part * 16, block->odd + part * 16);
+    less_eight_times_lanes<V>(q, block->initial + part * 4);
   }
 
   static __m512i multiply(__m512i codes, const Block& block) {
@@ -116,16 +108,9 @@ struct TileInt8 : Tile<int8_t, uint8_t> {
 
   // Even columns, then odd ones.
   static void order(const int16_t* q, int8_t* x) {
-    for (int i = 0; i < 16; ++i) {
-      x[i] = static_cast<int8_t>(q[2 * i]);
-      x[16 + i] = static_cast<int8_t>(q[2 * i + 1]);
-    }
+    split_even_odd<V>(q, x, x + 16);
   }
-  static int32_t initial(const int16_t* q) {
-    int32_t sum = 0;
-    for (int i = 0; i < kGroup; ++i) sum += q[i];
-    return -8 * sum;
-  }
+  static int32_t initial(const int16_t* q) { return less_eight_times_sum<V>(q); }
 
   static void fill_linear(const uint8_t* const* rows, size_t offset, uint8_t* to) {
     const __m512i mask = _mm512_set1_epi8(15);

@@ -9,6 +9,15 @@
 
 namespace mobilemoe {
 
+// The 32 weights of a group that has one scale: even columns in 0 and 1, odd ones in 2 and 3.
+template <typename V>
+inline void unpack_weights(const uint8_t* codes, const uint8_t* scale,
+                           typename V::Floats* weights) {
+  const typename V::Floats factor = V::set(V::scale_of(scale));
+  V::unpack(codes, weights);
+  for (int i = 0; i < 4; ++i) weights[i] = V::mul(weights[i], factor);
+}
+
 template <typename V>
 class LinearExact {
   using Floats = typename V::Floats;
@@ -39,12 +48,6 @@ class LinearExact {
   }
 
  private:
-  static void unpack(const uint8_t* codes, const uint8_t* scale, Floats* weights) {
-    const Floats factor = V::set(V::scale_of(scale));
-    V::unpack(codes, weights);
-    for (int i = 0; i < 4; ++i) weights[i] = V::mul(weights[i], factor);
-  }
-
   static void multiply_one(const LinearTask& task) {
     const int groups = task.columns / kGroup;
     const auto* x = reinterpret_cast<const float*>(task.prepared);
@@ -64,7 +67,7 @@ class LinearExact {
           const int in_order = (g * rows + r) * (kGroup / 2);  // as if the groups lay so in memory
           if (in_order % kLine == 0) ahead(first + in_order);
           Floats w[4];
-          unpack(codes, task.scales + at * 2, w);
+          unpack_weights<V>(codes, task.scales + at * 2, w);
           for (int i = 0; i < 4; ++i) sums[r] = V::fma(w[i], v[i], sums[r]);
         }
       }
@@ -104,7 +107,7 @@ class LinearExact {
         const size_t first = static_cast<size_t>(row + (r < rows ? r : 0)) * groups;
         for (int g = 0; g < groups; ++g, to += kGroup) {
           Floats w[4];
-          unpack(task.codes + (first + g) * (kGroup / 2), task.scales + (first + g) * 2, w);
+          unpack_weights<V>(task.codes + (first + g) * (kGroup / 2), task.scales + (first + g) * 2, w);
           for (int i = 0; i < 4; ++i) V::store(to + i * 8, w[i]);
         }
       }

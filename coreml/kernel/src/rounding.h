@@ -5,11 +5,8 @@
 
 namespace mobilemoe {
 
-// `limit` / largest, or 0 where that is no number to multiply by: such a group rounds to zeros.
-inline float inverse_step(float largest, float limit) {
-  const float inverse = limit / largest;
-  return inverse <= 3e38f ? inverse : 0.0f;
-}
+// Of the rounded activations.
+constexpr float kInt8Limit = 127.0f, kInt16Limit = 32767.0f;
 
 template <typename V>
 inline float largest_of_group(const float* x) {
@@ -18,11 +15,13 @@ inline float largest_of_group(const float* x) {
   return V::largest(largest);
 }
 
-// q = x / step, at most `limit`; returns the step.
+// q = x / step, at most `limit`; returns the step. Zeros where limit / largest is no number to
+// multiply by.
 template <typename V>
 inline float round_group(const float* x, float limit, int16_t* q) {
   const float largest = largest_of_group<V>(x);
-  const typename V::Floats inverse = V::set(inverse_step(largest, limit));
+  const float inverse_step = limit / largest;
+  const typename V::Floats inverse = V::set(inverse_step <= 3e38f ? inverse_step : 0.0f);
   for (int i = 0; i < kGroup; i += 16) {
     V::store_words(q + i, V::round(V::mul(V::load(x + i), inverse)),
                    V::round(V::mul(V::load(x + i + 8), inverse)));

@@ -31,7 +31,7 @@ struct Avx512 : Avx2 {};
 
 namespace avx512 {
 
-// 16 floats, for attention: what its loops use.
+// 16 floats: what the loops of attention use, and the sums of products.
 struct Sixteen {
   using Floats = __m512;
   using Ints = __m512i;
@@ -81,21 +81,10 @@ struct Sixteen {
 };
 
 // `Wide` of linear_one.h and expert_one.h.
-struct Quads {
-  using Floats = __m512;
+struct Quads : Sixteen {
   using Codes = __m512i;
   static constexpr int kGroups = 4;
 
-  static Floats zero() { return _mm512_setzero_ps(); }
-  static Floats load(const float* x) { return _mm512_loadu_ps(x); }
-  static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
-  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static Floats to_floats(__m512i x) { return _mm512_cvtepi32_ps(x); }
-  // Always in the same order.
-  static float sum(Floats x) {
-    return Avx2::sum(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
-  }
   // Up to 16 float16; what lies behind `count` is 0, and not read.
   static Floats load_scales(const uint8_t* bytes, int count) {
     const __mmask16 some = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);

@@ -1,0 +1,28 @@
+// A token of many, as tiles read it. Plain code: included before what is compiled for a code path
+// (vectors_avx2.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mobilemoe {
+
+// Blocks of 32 inputs whose activations lie together, a word of 32 bits of each in turn: so they come
+// when a vector has a lane for each block (fold_avx2.h).
+constexpr int kLanes = 8;
+
+inline int padded_blocks(int blocks) { return (blocks + kLanes - 1) / kLanes * kLanes; }
+
+// A token as tiles read it: words of 2 or 4 activations, which a product multiplies and adds up.
+struct TileToken {
+  const uint8_t* x;        // [padded blocks / kLanes][words of a block][kLanes] words of 32 bits
+  const float* steps;      // [padded blocks]
+  const int32_t* initial;  // [padded blocks]
+
+  // The first word of a block of `words`; the others follow kLanes words apart.
+  const uint8_t* block(int index, int words) const {
+    return x + index / kLanes * (words * kLanes * 4) + index % kLanes * 4;
+  }
+};
+
+}  // namespace mobilemoe
