@@ -219,14 +219,13 @@ class ModelArgs:
                     f"config.json: max_position_embeddings ({self.max_position_embeddings}) "
                     f"contradicts rope_scaling: {original} x {scaling.factor:g} positions at most."
                 )
-        for name, ids in self._control_tokens():
+        for name, ids in (
+            ("bos_token_id", (self.bos_token_id,)),
+            ("eos_token_id", self.eos_token_id),
+        ):
             for token in ids:
-                if not 0 <= token < self.vocab_size:
+                if token is not None and not 0 <= token < self.vocab_size:
                     raise bad(name, token, f"the vocabulary has {self.vocab_size} entries")
-
-    def _control_tokens(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        bos = () if self.bos_token_id is None else (self.bos_token_id,)
-        return ("bos_token_id", bos), ("eos_token_id", self.eos_token_id)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> ModelArgs:

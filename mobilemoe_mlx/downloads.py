@@ -43,7 +43,7 @@ def links_to_nothing(folder: Path) -> str | None:
 
     What such a link names would otherwise be taken for a file that the checkpoint does without.
     """
-    links = [p.name for p in files.visible(folder.iterdir()) if p.is_symlink() and not p.exists()]
+    links = [path.name for path in files.links_to_nothing(folder, "*")]
     return f"{_names(links)} leads to nothing" if links else None
 
 

@@ -73,6 +73,21 @@ def output_folder(text: str | Path) -> Path:
     return path
 
 
+def output_file(text: str | Path, option: str) -> Path:
+    """The file that `text` names, which need not exist yet; for a check before the work starts.
+
+    Raises UserError, naming the `option` that it was given with, for a folder, and where its folder
+    is absent or may not be written to.
+    """
+    path = user_path(text)
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        raise UserError(f"{option} {text}: not a file in a folder that exists.")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {text}: the folder {folder} may not be written to.")
+    return path
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file's text without its byte-order mark, line ends as "\\n".
 
@@ -100,10 +115,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; raises UserError naming the file and what is wrong in it."""
     try:
         return tomllib.loads(read_text(path))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of thousands of digits is no TOML error
+    except (ValueError, RecursionError) as error:  # thousands of digits are no TOMLDecodeError
         raise UserError(f"{path} is not valid TOML: {error}.") from None
 
 
@@ -118,7 +130,6 @@ def parse_json(text: str, where: str) -> Any:
     A key that an object has twice is an error: it would have two values. So are NaN and Infinity,
     which Python's reader takes, though JSON has none.
     """
-
     try:
         return json.loads(text, object_pairs_hook=without_twins, parse_constant=_refuse_constant)
     except KeyTwice as error:

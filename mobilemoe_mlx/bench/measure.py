@@ -18,7 +18,7 @@ from mobilemoe_mlx.bench.prompts import real_tokens, window
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.cpu_kernel import library, structures
+from mobilemoe_mlx.cpu_kernel import library
 from mobilemoe_mlx.engines import ENGINES
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
@@ -80,8 +80,7 @@ def bench(
     lengths = _lengths(prompts, args)
     if rounds < 1:
         raise UserError(f"{rounds} rounds: at least 1 is needed.")
-    if not 1 <= threads <= structures.MOST_THREADS:
-        raise UserError(f"{threads} threads: 1 to {structures.MOST_THREADS} are possible.")
+    library.check_threads(threads)
     rivals = contenders(folder, args, names, threads)
     tokens = real_tokens(folder, args)
     results = Results(str(folder), cpu(), threads, rounds, bytes_read_per_token(args), [], [])

@@ -134,8 +134,8 @@ def save(
     Tensors of a loaded model get the type back that they were stored in, others bfloat16 (rounded
     to nearest even); unknown fields of its config.json stay. Tokenizer files come from
     `tokenizer_folder`, else from the folder the model was loaded from, which alone gives a
-    generation_config.json. Raises UserError when the
-    folder is not empty (unless `overwrite`) or cannot be written; nothing half-written stays.
+    generation_config.json. Raises UserError when the folder is not empty (unless `overwrite`) or
+    cannot be written; nothing half-written stays.
     """
     source: Source | None = getattr(model, "source", None)
     parameters = {n: from_array(p) for n, p in tree_flatten(model.parameters())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 
@@ -93,9 +92,7 @@ def _lengths(text: str) -> list[int]:
 
 
 def _check_picture(option: str) -> None:
-    path = files.user_path(option).absolute()
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--picture {option}: not a file in a folder that may be written to.")
+    files.output_file(option, "--picture")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

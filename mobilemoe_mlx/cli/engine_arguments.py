@@ -24,6 +24,5 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as keyword arguments of `open_with_tokenizer`."""
-    asked = {"engine": args.engine, "precision": args.precision, "threads": args.threads}
-    return {name: value for name, value in asked.items() if value is not None}
+    """What was asked for, as keyword arguments of `open_with_tokenizer`; None: not asked for."""
+    return {"engine": args.engine, "precision": args.precision, "threads": args.threads}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import Any
 
@@ -30,7 +29,7 @@ def check_json(option: str | None) -> None:
     """Before the work starts: raises UserError unless the file of `--json` can be written."""
     if option is None or option == _STDOUT:
         return
-    path = files.user_path(option).absolute()
+    path = files.output_file(option, "--json")
     is_special = path.exists() and not path.is_file()  # a pipe, say
     if path.suffix.lower() != ".json" and not is_special:
         # `info --json MODEL` would replace the model, if it is a file.
@@ -38,10 +37,6 @@ def check_json(option: str | None) -> None:
             f"--json {option}: the file for the figures needs a name that ends in .json. To print "
             "them in place of the text, put --json last."
         )
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--json {option}: not a file in a folder that exists.")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--json {option}: the folder {path.parent} may not be written to.")
 
 
 def prints_json(option: str | None) -> bool:

@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_json(args.json)
     from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
 
     import_coremltools()
     from mobilemoe_mlx.quickstart.run import quickstart
 
-    check_json(args.json)
     output = sys.stderr if prints_json(args.json) else sys.stdout
     print("This takes about five minutes on two quiet processor cores.", file=output, flush=True)
     finished = quickstart(

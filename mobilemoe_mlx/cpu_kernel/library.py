@@ -61,6 +61,12 @@ def default_threads() -> int:
     return min(cpus, s.MOST_THREADS)
 
 
+def check_threads(threads: int) -> None:
+    """Raise UserError for a number of threads that the library does not take."""
+    if not 1 <= threads <= s.MOST_THREADS:
+        raise UserError(f"{threads} threads: the CPU engine takes 1 to {s.MOST_THREADS}.")
+
+
 def tensor(array: np.ndarray | None) -> s.Tensor:
     """A view of a dense array, which must be kept alive as long as what is made of the view."""
     if array is None:

@@ -38,10 +38,7 @@ class CPUEngine(Engine):
             cache = "float32" if precision == "exact" else "float16"
         _check_choice("cache", cache, structures.CACHE_TYPES)
         threads = library.default_threads() if threads is None else threads
-        if not 1 <= threads <= structures.MOST_THREADS:
-            raise UserError(
-                f"{threads} threads: the CPU engine takes 1 to {structures.MOST_THREADS}."
-            )
+        library.check_threads(threads)
         loaded = library.load()
         check_scales(checkpoint)
         # No logit would show them: an expert whose score is NaN is never selected, and rounded
