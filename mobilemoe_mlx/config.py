@@ -392,11 +392,11 @@ def preset(name: str) -> ModelArgs:
     return PRESETS[name]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `folder`/config.json; raises UserError when it is absent or not a JSON object."""
-    path = folder / "config.json"
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Read `folder`/`name`; raises UserError when it is absent or not a JSON object."""
+    path = folder / name
     if not path.exists():
-        raise UserError(f"{folder} has no config.json: is it a model folder?")
+        raise UserError(f"{folder} has no {name}: is it a model folder?")
     config = files.read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected an object, found {type(config).__name__}.")

@@ -46,7 +46,7 @@ ROWS = (
     ("data", "engines", "conversation_file", "mil"),
     ("generate", "chat"),
     ("train", "compare", "export", "bench"),
-    ("verify",),
+    ("verify", "scaling"),
     ("quickstart",),
     ("cli",),
 )

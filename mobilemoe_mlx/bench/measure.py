@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx.accounting import bytes_read_per_token
+from mobilemoe_mlx.accounting.cost import bytes_read_per_token
 from mobilemoe_mlx.bench.machine import Bandwidth, cpu
 from mobilemoe_mlx.bench.prompts import real_tokens, window
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results

@@ -12,7 +12,8 @@ from mobilemoe_mlx.config import PRESETS
 from mobilemoe_mlx.errors import UserError
 
 _KNOWN = (
-    f"{', '.join(PRESETS)}; a checkpoint, a training run or an adapter (folders); a Hugging Face "
+    f"{', '.join(PRESETS)}; a model that the paper compares with (MobileLLM-Pro, OLMoE-1B-7B, "
+    "...); a config.json; a checkpoint, a training run or an adapter (folders); a Hugging Face "
     "repository id; an exported .mlpackage or its resources folder; a recipe or a mixture (.toml)"
 )
 
@@ -52,13 +53,13 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
     """The description as plain JSON and as text. What describes it is imported when it is known."""
     path = None if name is None or name in PRESETS else files.user_path(name)
     if path is None or not path.exists() or _is_checkpoint(path):
-        from mobilemoe_mlx import accounting
+        from mobilemoe_mlx.accounting.describe import describe, describe_presets, table
 
         if name is None:
-            presets = accounting.describe_presets(context)
-            return [each.to_dict() for each in presets], accounting.table(presets)
-        described = accounting.describe(name, context)
-        return described.to_dict(), accounting.table([described])
+            presets = describe_presets(context)
+            return [each.to_dict() for each in presets], table(presets)
+        described = describe(name, context)
+        return described.to_dict(), table([described])
     if context is not None:
         raise UserError(
             f"--context is for a size or a checkpoint, and {name} is neither: the context is fixed "
@@ -71,6 +72,8 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
 
 
 def _is_checkpoint(path: Path) -> bool:
+    if path.suffix == ".json":
+        return path.is_file()
     # An export's resources have a config.json too.
     return (path / "config.json").exists() and not (path / "manifest.json").is_file()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.engines import default_engine
 from mobilemoe_mlx.export.coreml.package import Exported
 from mobilemoe_mlx.quickstart.samples import QUESTION, Sample

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train.recipe import StageConfig

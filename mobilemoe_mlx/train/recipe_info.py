@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import text_table
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.train.recipe import STAGE_TITLES, Recipe, StageConfig, load_recipe
 
 

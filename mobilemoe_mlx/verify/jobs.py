@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.numerics.tolerance import Arithmetic

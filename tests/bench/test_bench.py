@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilemoe_mlx.accounting import bytes_read_per_token
+from mobilemoe_mlx.accounting.cost import bytes_read_per_token
 from mobilemoe_mlx.bench.measure import DECODED, Contender, Process, bench, contenders
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results, read_results
 from mobilemoe_mlx.bench.table import as_text

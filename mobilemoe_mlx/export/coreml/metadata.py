@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coremltools.proto import Model_pb2
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.checkpoint.folder import published_config
 from mobilemoe_mlx.config import INT4_QUANTIZATION, ModelArgs

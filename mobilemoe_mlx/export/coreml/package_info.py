@@ -12,7 +12,7 @@ from typing import Any
 
 from coremltools.proto import Model_pb2
 
-from mobilemoe_mlx.accounting import Accounting, account
+from mobilemoe_mlx.accounting.cost import Accounting, account
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export import manifest

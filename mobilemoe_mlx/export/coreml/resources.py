@@ -10,7 +10,7 @@ from typing import Any
 from coremltools.proto import Model_pb2
 
 from mobilemoe_mlx import end_tokens, files
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.checkpoint.folder import copy_companions, published_config
 from mobilemoe_mlx.config import INT4_QUANTIZATION

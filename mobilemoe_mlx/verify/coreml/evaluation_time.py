@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.export.coreml.expert_blocks import block_rows, most_blocks
 from mobilemoe_mlx.numerics.tolerance import Arithmetic

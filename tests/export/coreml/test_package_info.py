@@ -12,7 +12,7 @@ import pytest
 from coremltools.proto import Model_pb2
 from small_model import small_args
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.errors import UserError

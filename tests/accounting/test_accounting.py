@@ -12,7 +12,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from mobilemoe_mlx.accounting import KV_CACHE_TYPES, account
+from mobilemoe_mlx.accounting.cost import KV_CACHE_TYPES, account
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import PRESETS, ModelArgs
 from mobilemoe_mlx.errors import UserError

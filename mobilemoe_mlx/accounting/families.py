@@ -1,0 +1,219 @@
+"""The config.json of the other models that the paper compares with, read for their cost alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mobilemoe_mlx import tables
+from mobilemoe_mlx.accounting.architecture import Architecture, Layer
+from mobilemoe_mlx.errors import UserError
+
+# `layer_types` of transformers.
+_FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
+
+
+def read_architecture(config: dict[str, Any], where: str = "config.json") -> Architecture:
+    """The architecture that a config.json describes: Llama, MobileLLM-Pro, OLMoE, Gemma 3, Qwen3.5.
+
+    Of a model that also sees, its text model. What a field means where it is absent is what
+    transformers takes. Raises UserError, naming `where`, for another family, and for a field that
+    is missing or senseless.
+    """
+    fields = _Fields(config, where)
+    for key in (config.get("model_type"), *_names(config.get("architectures"))):
+        if isinstance(key, str) and key in _FAMILIES:
+            if isinstance(config.get("text_config"), dict):
+                fields = _Fields(config["text_config"], f"{where}: text_config", config)
+            return _FAMILIES[key](fields)
+    raise UserError(
+        f"{where}: model_type is {config.get('model_type')!r}; known are mobilemoe, "
+        f"{', '.join(sorted(_FAMILIES))}."
+    )
+
+
+def _names(architectures: Any) -> list[Any]:
+    return architectures if isinstance(architectures, list) else []
+
+
+class _Fields:
+    """The fields of a config, checked as they are asked for."""
+
+    def __init__(
+        self, values: dict[str, Any], where: str, outer: dict[str, Any] | None = None
+    ) -> None:
+        self.values = {**(outer or {}), **values}  # the outer one may hold tie_word_embeddings
+        self.where = where
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A count of one at least; `default` where the field is absent or null."""
+        value = self.values.get(name)
+        if value is None:
+            if default is None:
+                raise UserError(f"{self.where}: the field {name} is missing.")
+            return default
+        number: int = tables.read_value(tables.Count, value, f"{self.where}: {name}")
+        return number
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or false; `default` where the field is absent or null."""
+        value = self.values.get(name)
+        flag: bool = (
+            default if value is None else tables.read_value(bool, value, f"{self.where}: {name}")
+        )
+        return flag
+
+    def layer_types(self, default: list[str], known: tuple[str, ...]) -> list[str]:
+        """One type for each layer, all among the `known`."""
+        kinds = self.values.get("layer_types") or default
+        kinds = tables.read_value(tuple[str, ...], kinds, f"{self.where}: layer_types")
+        layers = self.size("num_hidden_layers")
+        if len(kinds) != layers:
+            raise UserError(
+                f"{self.where}: layer_types has {len(kinds)} entries but num_hidden_layers is "
+                f"{layers}."
+            )
+        for kind in kinds:
+            if kind not in known:
+                raise UserError(
+                    f"{self.where}: layer_types has {kind!r}; known here: {', '.join(known)}."
+                )
+        return list(kinds)
+
+    def architecture(self, layers: list[Layer], *, tied: bool) -> Architecture:
+        heads = self.size("num_attention_heads")
+        return Architecture(
+            vocab_size=self.size("vocab_size"),
+            hidden_size=self.size("hidden_size"),
+            tied=self.flag("tie_word_embeddings", tied),
+            max_position_embeddings=self.size("max_position_embeddings"),
+            attention_heads=heads,
+            key_value_heads=self.size("num_key_value_heads", heads),
+            layers=tuple(layers),
+        )
+
+    def head_features(self, head_dim: int | None = None) -> tuple[int, int, int]:
+        """Features of one head, of all queries, and of all keys (or values)."""
+        heads = self.size("num_attention_heads")
+        each = self.size("head_dim", head_dim or self.size("hidden_size") // heads)
+        return each, heads * each, self.size("num_key_value_heads", heads) * each
+
+    def feed_forward(self) -> int:
+        """Parameters of a gated feed-forward layer: gate, up and down."""
+        return 3 * self.size("hidden_size") * self.size("intermediate_size")
+
+
+def _llama(fields: _Fields) -> Architecture:
+    """Llama's layer, with windows where `layer_types` says so."""
+    hidden, (_, query, kv) = fields.size("hidden_size"), fields.head_features()
+    biases = (query + 2 * kv + hidden) * fields.flag("attention_bias") + (
+        2 * fields.size("intermediate_size") + hidden
+    ) * fields.flag("mlp_bias")
+    kinds = fields.layer_types([_FULL] * fields.size("num_hidden_layers"), (_FULL, _SLIDING))
+    layers = [
+        Layer(
+            packed=2 * hidden * (query + kv) + fields.feed_forward(),
+            vectors=2 * hidden + biases,
+            query_features=query,
+            key_value_features=kv,
+            window=fields.size("sliding_window") if kind == _SLIDING else None,
+        )
+        for kind in kinds
+    ]
+    return fields.architecture(layers, tied=False)
+
+
+def _mobilellm_pro(fields: _Fields) -> Architecture:
+    """Llama's layer without weights in its head norms, as in Llama 4; the embedding is tied."""
+    model = _llama(fields)
+    return fields.architecture(list(model.layers), tied=True)
+
+
+def _olmoe(fields: _Fields) -> Architecture:
+    """Every layer routes; queries and keys are normed over all heads together."""
+    hidden, (_, query, kv) = fields.size("hidden_size"), fields.head_features()
+    layer = Layer(
+        packed=2 * hidden * (query + kv),
+        vectors=2 * hidden + query + kv + (query + 2 * kv + hidden) * fields.flag("attention_bias"),
+        router=fields.size("num_experts") * hidden,
+        expert=fields.feed_forward(),
+        experts=fields.size("num_experts"),
+        experts_per_token=fields.size("num_experts_per_tok"),
+        query_features=query,
+        key_value_features=kv,
+    )
+    return fields.architecture([layer] * fields.size("num_hidden_layers"), tied=False)
+
+
+def _gemma3(fields: _Fields) -> Architecture:
+    """Four norms a layer, and one of a head's size for queries and keys each."""
+    hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features(256)
+    every = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
+    usual = [
+        _SLIDING if (i + 1) % every else _FULL for i in range(fields.size("num_hidden_layers"))
+    ]
+    biases = (query + 2 * kv + hidden) * fields.flag("attention_bias")
+    layers = [
+        Layer(
+            packed=2 * hidden * (query + kv) + fields.feed_forward(),
+            vectors=4 * hidden + 2 * head + biases,
+            query_features=query,
+            key_value_features=kv,
+            window=fields.size("sliding_window", 4096) if kind == _SLIDING else None,
+        )
+        for kind in fields.layer_types(usual, (_FULL, _SLIDING))
+    ]
+    return fields.architecture(layers, tied=True)
+
+
+def _qwen3_5(fields: _Fields) -> Architecture:
+    """Gated attention in every fourth layer, gated delta rules in the others."""
+    every = fields.size("full_attention_interval", 4)
+    usual = [_LINEAR if (i + 1) % every else _FULL for i in range(fields.size("num_hidden_layers"))]
+    kinds = fields.layer_types(usual, (_FULL, _LINEAR))
+    of = {_FULL: _qwen3_5_attention, _LINEAR: _qwen3_5_delta_rule}
+    return fields.architecture([of[kind](fields) for kind in kinds], tied=False)
+
+
+def _qwen3_5_attention(fields: _Fields) -> Layer:
+    hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features(256)
+    return Layer(
+        # Queries come with as many gates.
+        packed=hidden * (3 * query + 2 * kv) + fields.feed_forward(),
+        vectors=2 * hidden
+        + 2 * head
+        + (2 * query + 2 * kv + hidden) * fields.flag("attention_bias"),
+        query_features=query,
+        key_value_features=kv,
+    )
+
+
+def _qwen3_5_delta_rule(fields: _Fields) -> Layer:
+    hidden, heads = fields.size("hidden_size"), fields.size("linear_num_value_heads", 32)
+    key_head, value_head = (
+        fields.size("linear_key_head_dim", 128),
+        fields.size("linear_value_head_dim", 128),
+    )
+    keys, values = fields.size("linear_num_key_heads", 16) * key_head, heads * value_head
+    convolved, kernel = 2 * keys + values, fields.size("linear_conv_kernel_dim", 4)
+    state = heads * key_head * value_head
+    return Layer(
+        # Queries, keys and values; their gate; two rates a head; the way out.
+        packed=hidden * (convolved + values + 2 * heads + values) + fields.feed_forward(),
+        vectors=2 * hidden + convolved * kernel + 2 * heads + value_head,
+        state=state + convolved * kernel,
+        # The state is decayed (1 each), read with the key, corrected and read with the query (2
+        # each); the convolution is a multiply-add a weight.
+        state_flops=7 * state + 2 * convolved * kernel,
+    )
+
+
+_FAMILIES: dict[str, Callable[[_Fields], Architecture]] = {
+    "llama": _llama,
+    "MobileLLMP1ForCausalLM": _mobilellm_pro,  # by its class: its code comes with its checkpoint
+    "olmoe": _olmoe,
+    "gemma3_text": _gemma3,
+    "gemma3": _gemma3,
+    "qwen3_5_text": _qwen3_5,
+    "qwen3_5": _qwen3_5,
+}
