@@ -8,9 +8,10 @@ are encoded apart from the template, as `data.chat` encodes them in training.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2.exceptions import TemplateError
 
@@ -19,7 +20,10 @@ from mobilemoe_mlx.errors import UserError
 Message = Mapping[str, Any]
 Others = Mapping[str, Any]  # what a template is given besides messages, as `tools`
 Render = Callable[[Sequence[Message], Others], str]
+RenderGeneration = Callable[[Sequence[Message], Others], tuple[str, list[tuple[int, int]]]]
+"""Gives the text, and the start and end of each part of it that a template marks as an answer."""
 Encode = Callable[[str], list[int]]
+T = TypeVar("T")
 
 # Unicode's noncharacters, which are never text: begin and end of a content, and a control token's
 # name. The template and the conversation must not have them.
@@ -39,34 +43,148 @@ def chat_tokens(
     `control`: control token -> id. `encode`: plain text -> ids. Control tokens of the template
     become their ids, all else is text. Raises UserError for whatever `render` raises.
     """
-    names = sorted(control, key=lambda name: (-len(name), name))
-    pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+    names = _Names(control)
+    (others,) = _mapped([others], names.hide)
+    hidden = _bounds(render, list(_mapped(messages, names.hide)), others)
+    parts = _parts(render_safely(render, hidden, others))
+    return [token for part in parts for token in names.tokens(*part, encode)]
 
-    def hide(text: str) -> str:
-        text = _MARKS.sub("\ufffd", text)
-        return pattern.sub(lambda m: f"{_NAME}{names.index(m[0])}{_NAME}", text)
 
-    def show(text: str) -> str:
-        return re.sub(f"{_NAME}(\\d+){_NAME}", lambda m: names[int(m[1])], text)
+def answer_tokens(
+    render: Render,
+    render_generation: RenderGeneration | None,
+    messages: Sequence[Message],
+    others: Others,
+    control: Mapping[str, int],
+    encode: Encode,
+) -> tuple[list[int], list[int]]:
+    """A conversation's token ids and, for each, the message whose answer it is part of, or -1.
 
-    (others,) = _mapped([others], hide)
-    hidden = _bounds(render, list(_mapped(messages, hide)), others)
+    An answer is what an assistant's message adds to the text that asks for it, so the tokens before
+    it are those that a chat gives the model. `render` takes "add_generation_prompt" among the
+    others. `render_generation` is given for a template that marks answers itself, by
+    `{% generation %}` tags. Raises UserError for whatever `render` raises, and where the template
+    does not write a conversation message by message.
+    """
+    names = _Names(control)
+    (others,) = _mapped([others], names.hide)
+    hidden = _bounds(render, list(_mapped(messages, names.hide)), others)
+    if render_generation is None:
+        text = render_safely(render, hidden, others)
+        spans = _answer_spans(render, hidden, others, _plain(text))
+    else:
+        text, spans = _generation_spans(render_generation, hidden, others)
     tokens: list[int] = []
-    for part, is_content in _parts(render_safely(render, hidden, others)):
+    owners: list[int] = []
+    for part, is_content, owner in _cut(_parts(text), spans):
+        tokens += names.tokens(part, is_content, encode)
+        owners += [owner] * (len(tokens) - len(owners))
+    return tokens, owners
+
+
+class _Names:
+    """Control tokens' names: hidden in contents, and found in what a template writes."""
+
+    def __init__(self, control: Mapping[str, int]) -> None:
+        self._control = control
+        self._names = sorted(control, key=lambda name: (-len(name), name))
+        self._pattern = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
+
+    def hide(self, text: str) -> str:
+        text = _MARKS.sub("\ufffd", text)
+        return self._pattern.sub(lambda m: f"{_NAME}{self._names.index(m[0])}{_NAME}", text)
+
+    def _show(self, text: str) -> str:
+        return re.sub(f"{_NAME}(\\d+){_NAME}", lambda m: self._names[int(m[1])], text)
+
+    def tokens(self, part: str, is_content: bool, encode: Encode) -> list[int]:
+        """The ids of a part of a rendered text; a content has no control tokens."""
         if is_content:
-            tokens += encode(show(part))
-            continue
+            return encode(self._show(part))
+        tokens: list[int] = []
         position = 0
-        for found in pattern.finditer(part):
-            tokens += encode(show(part[position : found.start()]))
-            tokens.append(control[found[0]])
+        for found in self._pattern.finditer(part):
+            tokens += encode(self._show(part[position : found.start()]))
+            tokens.append(self._control[found[0]])
             position = found.end()
-        tokens += encode(show(part[position:]))
-    return tokens
+        return tokens + encode(self._show(part[position:]))
+
+
+_Span = tuple[int, int, int]  # start and end in a rendered text without bounds, message
+
+
+def _answer_spans(
+    render: Render, messages: list[Message], others: Others, whole: str
+) -> list[_Span]:
+    """Where the assistant's messages stand in `whole`; the text before each asks for an answer."""
+
+    def text(count: int, **more: bool) -> str:
+        return _plain(render_safely(render, messages[:count], {**others, **more}))
+
+    spans = []
+    for number, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        so_far = text(number + 1)
+        if number:
+            prompt = text(number, add_generation_prompt=True)
+        else:  # a template may refuse a conversation without messages
+            asking = text(1, add_generation_prompt=True).removeprefix(so_far)
+            start = so_far.find(asking)
+            prompt = so_far[: start + len(asking)] if start >= 0 else asking
+        if not (so_far.startswith(prompt) and whole.startswith(so_far)):
+            raise UserError(
+                f"The chat template writes message {number + 1}, an answer, in another way than it "
+                "asks for one, or in another way once messages follow, so what to learn cannot be "
+                "found. Mark answers in the template with {% generation %} and "
+                "{% endgeneration %}, give conversations with one answer each, or learn every "
+                "token (--loss-on all)."
+            )
+        spans.append((len(prompt), len(so_far), number))
+    return spans
+
+
+def _generation_spans(
+    render: RenderGeneration, messages: list[Message], others: Others
+) -> tuple[str, list[_Span]]:
+    """The text, and where the answers stand in it that the template marks."""
+    text, marked = _safely(render, messages, others)
+    answers = [n for n, message in enumerate(messages) if message.get("role") == "assistant"]
+    if len(marked) != len(answers):
+        raise UserError(
+            f"The chat template marks {len(marked)} answers with {{% generation %}}, and the "
+            f"conversation has {len(answers)}: put the tags around each answer in it, or learn "
+            "every token (--loss-on all)."
+        )
+    return text, [
+        (len(_plain(text[:start])), len(_plain(text[:end])), number)
+        for (start, end), number in zip(marked, answers, strict=True)
+    ]
+
+
+def _cut(
+    parts: Iterable[tuple[str, bool]], spans: Sequence[_Span]
+) -> Iterator[tuple[str, bool, int]]:
+    """Cut parts at the ends of spans; yields (part, whether it is a content, its message or -1)."""
+    edges = sorted({edge for start, end, _ in spans for edge in (start, end)})
+    position = 0
+    for part, is_content in parts:
+        inside = [edge - position for edge in edges if 0 < edge - position < len(part)]
+        for start, end in itertools.pairwise((0, *inside, len(part))):
+            place = position + start
+            owner = next((n for first, last, n in spans if first <= place < last), -1)
+            yield part[start:end], is_content, owner
+        position += len(part)
 
 
 def render_safely(render: Render, messages: Sequence[Message], others: Others) -> str:
     """What `render` gives; raises UserError, one sentence, for whatever a template may raise."""
+    return _safely(render, messages, others)
+
+
+def _safely(
+    render: Callable[[Sequence[Message], Others], T], messages: Sequence[Message], others: Others
+) -> T:
     try:
         return render(messages, others)
     except UserError:
@@ -95,7 +213,7 @@ def _bounds(render: Render, messages: list[Message], others: Others) -> list[Mes
             text = render(marked, others)
         except Exception:  # a template that looks at contents: those without marks it took
             continue
-        if re.sub(f"[{_BEGIN}{_END}]", "", text) == plain:
+        if _plain(text) == plain:
             return marked
     return messages
 
@@ -143,4 +261,9 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
     """(Part of a rendered text, whether it is a content), in order."""
     for piece in re.split(f"({_BEGIN}[^{_BEGIN}{_END}]*{_END})", text):
         inner = piece.removeprefix(_BEGIN).removesuffix(_END)
-        yield re.sub(f"[{_BEGIN}{_END}]", "", inner), piece.startswith(_BEGIN)
+        yield _plain(inner), piece.startswith(_BEGIN)
+
+
+def _plain(text: str) -> str:
+    """A rendered text without the marks at the ends of contents."""
+    return re.sub(f"[{_BEGIN}{_END}]", "", text)

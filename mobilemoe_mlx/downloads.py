@@ -38,6 +38,18 @@ def unfinished(folder: Path) -> str | None:
     return f"the download is not finished ({'; '.join(signs)}). Finish it with {finish}"
 
 
+def unfinished_file(path: Path) -> str | None:
+    """What shows that the file `path` was not downloaded whole; None: nothing does."""
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if path.stat().st_size < _LFS_BYTES and path.read_bytes().startswith(_LFS_POINTER):
+        return "it is a pointer of Git LFS, which `git lfs pull` replaces"
+    begun = [
+        path.name + suffix for suffix in _BEGUN if (path.parent / (path.name + suffix)).exists()
+    ]
+    return f"its download is not finished ({begun[0]} was begun)" if begun else None
+
+
 def links_to_nothing(folder: Path) -> str | None:
     """A few words about the links in `folder` whose files are absent; None: there are none.
 

@@ -29,6 +29,7 @@ from mlx_lm.tokenizer_utils import (
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from mobilemoe_mlx import chat_template, end_tokens, files
 from mobilemoe_mlx.all_or_none import all_or_none
@@ -56,6 +57,7 @@ CHAT_TEMPLATE = (
 
 AnyTokenizer: TypeAlias = TokenizerWrapper | PreTrainedTokenizerBase
 
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers knows it
 _SPACE = "\u2581"
 _MAX_LINE_CHARS = 65_536  # a longer line is cut, so that one huge line costs no training memory
 # Every printable ASCII character is a piece of its own, however rare it is in the training text.
@@ -78,22 +80,65 @@ class ChatTokenizer(TokenizerWrapper):
         """
         options["return_dict"] = False
         given = {name: options.pop(name) for name in ("tools", "documents") if options.get(name)}
+        render = self._render(options)
+        if not tokenize:
+            return chat_template.render_safely(render, conversation, given)
+        return chat_template.chat_tokens(
+            render,
+            conversation,
+            given,
+            self._control_tokens(),
+            functools.partial(encode_text, self),
+        )
 
+    def answer_tokens(
+        self, conversation: Sequence[Any], tools: Sequence[Any] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """A conversation's ids and, for each, the message whose answer it is part of, or -1.
+
+        The ids are those of `apply_chat_template`. Answers are the assistant's messages: what the
+        template marks with `{% generation %}`, else what stands after its generation prompt. Raises
+        UserError, one sentence, when the template fails or its answers cannot be found.
+        """
+        given = {"tools": list(tools)} if tools else {}
+        template = self._tokenizer.get_chat_template(None, given.get("tools"))
+        marks_answers = _GENERATION_TAG.search(template) is not None
+
+        def render_generation(
+            messages: Sequence[Any], others: Mapping[str, Any]
+        ) -> tuple[str, list[tuple[int, int]]]:
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+                **others,
+            )
+            return texts[0], spans[0]
+
+        return chat_template.answer_tokens(
+            self._render({"return_dict": False}),
+            render_generation if marks_answers else None,
+            conversation,
+            given,
+            self._control_tokens(),
+            functools.partial(encode_text, self),
+        )
+
+    def _render(self, options: Mapping[str, Any]) -> chat_template.Render:
         def render(messages: Sequence[Any], others: Mapping[str, Any]) -> str:
             return str(
                 self._tokenizer.apply_chat_template(messages, tokenize=False, **options, **others)
             )
 
-        if not tokenize:
-            return chat_template.render_safely(render, conversation, given)
-        control = {
+        return render
+
+    def _control_tokens(self) -> dict[str, int]:
+        return {
             token.content: index
             for index, token in self._tokenizer.added_tokens_decoder.items()
             if token.special
         }
-        return chat_template.chat_tokens(
-            render, conversation, given, control, lambda text: encode_text(self, text)
-        )
 
 
 def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatTokenizer:

@@ -46,6 +46,7 @@ ROWS = (
     ("data", "engines", "conversation_file", "mil"),
     ("generate", "chat"),
     ("train", "compare", "export", "bench"),
+    ("finetune",),
     ("verify", "scaling"),
     ("quickstart",),
     ("cli",),

@@ -9,9 +9,9 @@ from typing import Any
 
 from mobilemoe_mlx.data.json_lines import BadRecord
 from mobilemoe_mlx.data.local_files import find_files, identity, open_files
-from mobilemoe_mlx.data.mixture import Document, Encode, fit
+from mobilemoe_mlx.data.mixture import Encode, fit
 from mobilemoe_mlx.data.mixture_config import MixtureConfig
-from mobilemoe_mlx.data.records import Record
+from mobilemoe_mlx.data.records import Record, record_digest
 from mobilemoe_mlx.data.source_config import OnBadRecord, SourceConfig
 from mobilemoe_mlx.data.sources import no_usable_record, read_records, settle
 from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
@@ -88,7 +88,7 @@ def check_mixture(
     "skip"), for a source without a usable record, and for a file that two sources read.
     """
     heldout = tuple(heldout)
-    held = {_key(record) for record in heldout_records}
+    held = {record_digest(record) for record in heldout_records}
     total = sum(source.weight for source in config.sources)
     notices: list[str] = []
     checked: list[CheckedSource] = []
@@ -102,7 +102,7 @@ def check_mixture(
                     for record in read_records(source, None, on_bad_record=on_bad_record)
                     if not isinstance(record, Reason)
                 ]
-                again = sum(_key(record) in held for record in records_there)
+                again = sum(record_digest(record) in held for record in records_there)
                 notices += _about_repeated(source, again, len(records_there))
             continue
         found = find_files(source, base_folder, heldout)
@@ -119,10 +119,10 @@ def check_mixture(
             if isinstance(record, Reason):
                 statistics.skipped[record] += 1
                 continue
-            repeated += bool(held) and _key(record) in held
+            repeated += bool(held) and record_digest(record) in held
             usable += 1
             if encode is not None and (encode_all or not statistics.documents):
-                fitted = fit(Document(*encode(record)), longest, statistics)
+                fitted = fit(encode(record), longest, statistics)
                 if isinstance(fitted, Reason):
                     statistics.skipped[fitted] += 1
         if not (statistics.documents if encode is not None else usable):
@@ -161,10 +161,3 @@ def _check_owners(
                 f"source '{source.name}' reads {path}, and so does source '{owner.name}': name it "
                 "in one of them; weights say how often each is read."
             )
-
-
-def _key(record: Record) -> int:
-    """The same number for the same record."""
-    if isinstance(record, str):
-        return hash(record)
-    return hash(tuple((message["role"], message["content"]) for message in record))

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.data.absent_keys import without_absent_keys
 from mobilemoe_mlx.data.json_lines import BadRecord
 from mobilemoe_mlx.data.records import Record, read_record
 from mobilemoe_mlx.data.source_config import SourceConfig
@@ -67,7 +68,7 @@ class StreamRows:
 
     def next_record(self) -> Record | Reason:
         """The next record, or why it has no content; raises BadRecord."""
-        return read_record(self._next_row(), self._config, self._place)
+        return read_record(without_absent_keys(self._next_row()), self._config, self._place)
 
     def leave_out(self, reason: Reason) -> None:
         """A stream keeps no account of its records."""
@@ -124,7 +125,7 @@ def stream_records(config: SourceConfig) -> Iterator[Record | Reason | BadRecord
         if row is None:
             return
         try:
-            yield read_record(row, config, lambda: place)
+            yield read_record(without_absent_keys(row), config, lambda: place)
         except BadRecord as error:
             yield error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -74,21 +74,44 @@ class TextFile:
 
 
 class LocalRecords:
-    """The records of a source's files, numbered through."""
+    """The records of a source's files, numbered through; `chosen`: the numbers of some of them."""
 
-    def __init__(self, config: SourceConfig, parts: Iterable[RecordFile]) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: SourceConfig,
+        parts: Iterable[RecordFile],
+        chosen: Sequence[int] | None = None,
+    ) -> None:
+        self.config = config
         self.files = tuple(parts)
         self._ends = list(accumulate(len(part) for part in self.files))
+        self._chosen = range(self._ends[-1] if self._ends else 0) if chosen is None else chosen
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._chosen)
 
     def read(self, index: int) -> Record | Reason:
         """The record `index`, counted from 0, or why it has no content; raises BadRecord."""
+        file, inside = self._place(index)
+        return read_record(file.read(inside), self.config, lambda: file.where(inside))
+
+    def where(self, index: int) -> str:
+        """The record's place for messages."""
+        file, inside = self._place(index)
+        return file.where(inside)
+
+    def number(self, index: int) -> int:
+        """The record's number among all of the files."""
+        return self._chosen[index]
+
+    def only(self, chosen: Sequence[int]) -> LocalRecords:
+        """The records of the numbers `chosen` among all of the files, in their order."""
+        return LocalRecords(self.config, self.files, chosen)
+
+    def _place(self, index: int) -> tuple[RecordFile, int]:
+        index = self._chosen[index]
         number = bisect_right(self._ends, index)
-        file, inside = self.files[number], index - (self._ends[number - 1] if number else 0)
-        return read_record(file.read(inside), self._config, lambda: file.where(inside))
+        return self.files[number], index - (self._ends[number - 1] if number else 0)
 
     def scan(self) -> Iterator[Record | Reason | BadRecord]:
         """Every record in order; a bad one is given as its error."""
@@ -172,10 +195,14 @@ def records_of(config: SourceConfig, paths: Iterable[Path]) -> LocalRecords:
             f"source '{config.name}': files must all be .jsonl, .parquet or .txt, not "
             f"{', '.join(suffix or 'without suffix' for suffix in strange)}"
         )
-    return LocalRecords(config, (_open(path, config) for path in paths))
+    try:
+        return LocalRecords(config, [open_record_file(path, config.fields) for path in paths])
+    except UserError as error:
+        raise UserError(f"source '{config.name}' cannot be read: {error}") from None
 
 
-def _open(path: Path, config: SourceConfig) -> RecordFile:
+def open_record_file(path: Path, fields: Sequence[str]) -> RecordFile:
+    """The rows of a .jsonl, .txt or .parquet file; of the last, the columns `fields` are read."""
     match path.suffix.lower():
         case ".jsonl":
             return JsonLines(path)
@@ -183,10 +210,7 @@ def _open(path: Path, config: SourceConfig) -> RecordFile:
             return TextFile(path)
     from mobilemoe_mlx.data.parquet import ParquetFile  # slow to import, for this one kind
 
-    try:
-        return ParquetFile(path, config.fields)
-    except UserError as error:
-        raise UserError(f"source '{config.name}' cannot be read: {error}") from None
+    return ParquetFile(path, fields)
 
 
 def _nothing(path: Path) -> str:

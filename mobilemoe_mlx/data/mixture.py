@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mobilemoe_mlx.data.chat import encode_conversation
+from mobilemoe_mlx.data.local_files import LocalRecords
 from mobilemoe_mlx.data.mixture_config import MixtureConfig
 from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import Format, OnBadRecord
@@ -24,8 +25,9 @@ class Document(NamedTuple):
     loss: list[bool]
 
 
-Encode = Callable[[Any], tuple[list[int], list[bool]]]
-"""Turns one record (`str` for text, messages for chat) into tokens and loss flags."""
+Encode = Callable[[Any], tuple[list[int], list[bool]] | Reason]
+"""Turns one record (`str` for text, messages for chat) into tokens and loss flags; or says why it
+cannot."""
 
 
 def text_encoder(encode_text: Callable[[str], list[int]], bos: int, eos: int) -> Encode:
@@ -76,12 +78,21 @@ class Mixture:
         *,
         on_bad_record: OnBadRecord = "error",
         heldout: Iterable[Path] = (),
+        records: Mapping[str, LocalRecords] | None = None,
     ) -> None:
+        """`records`: those of a source, by its name, where they have been opened already."""
         self.config = config
         self._encode = encode
         heldout = tuple(heldout)
         self._sources = [
-            Source(source, base_folder, seed, on_bad_record=on_bad_record, heldout=heldout)
+            Source(
+                source,
+                base_folder,
+                seed,
+                on_bad_record=on_bad_record,
+                heldout=heldout,
+                records=(records or {}).get(source.name),
+            )
             for source in config.sources
         ]
         total = sum(source.weight for source in config.sources)
@@ -105,7 +116,7 @@ class Mixture:
         source = self._sources[behind.index(max(behind))]
         start = source.epoch
         while True:
-            document = fit(Document(*self._encode(next(source))), longest, source.statistics)
+            document = fit(self._encode(next(source)), longest, source.statistics)
             if not isinstance(document, Reason):
                 return document
             source.leave_out(document)
@@ -140,20 +151,22 @@ def encoded(
 ) -> Iterator[Document]:
     """Encode and cut records, and count them; those without a target are left out."""
     for record in records:
-        item: Document | Reason
-        if isinstance(record, Reason):
-            item = record
-        else:
-            item = fit(Document(*encode(record)), longest, statistics)
+        item = record if isinstance(record, Reason) else fit(encode(record), longest, statistics)
         if isinstance(item, Reason):
             statistics.skipped[item] += 1
         else:
             yield item
 
 
-def fit(document: Document, longest: int | None, statistics: SourceStatistics) -> Document | Reason:
+def fit(
+    encoded: tuple[list[int], list[bool]] | Reason,
+    longest: int | None,
+    statistics: SourceStatistics,
+) -> Document | Reason:
     """Cut a document to `longest` tokens and count it; a reason where no target is left."""
-    tokens, loss = document
+    if isinstance(encoded, Reason):
+        return encoded
+    tokens, loss = encoded
     cut = max(0, len(tokens) - longest) if longest is not None else 0
     if cut:
         tokens, loss = tokens[:longest], loss[:longest]

@@ -123,12 +123,24 @@ def heldout_batches(
     split = source.format == "text"
     records = read_records(source, base_folder, on_bad_record=on_bad_record)
     documents = encoded(records, encode, None if split else context + 1, statistics)
-    packer = _Packer(context, batch_size, split)
-    batches = iter(lambda: packer.pack(documents), None)
-    found = list(islice(batches, max(1, max_tokens // (batch_size * context))))
+    found = packed(documents, context, batch_size, max_tokens, split_documents=split)
     if not found:
         raise UserError(f"held out: {no_usable_record(source, statistics.skipped)}")
     return found, statistics
+
+
+def packed(
+    documents: Iterator[Document],
+    context: int,
+    batch_size: int,
+    max_tokens: int,
+    *,
+    split_documents: bool,
+) -> list[Batch]:
+    """The batches that `documents` fill in their order, as in `heldout_batches`; perhaps none."""
+    packer = _Packer(context, batch_size, split_documents)
+    batches = iter(lambda: packer.pack(documents), None)
+    return list(islice(batches, max(1, max_tokens // (batch_size * context))))
 
 
 def batches_per_pass(
@@ -157,7 +169,14 @@ def batches_per_pass(
             SourceStatistics(),
         )
     )
-    packer = _Packer(context, batch_size, split)
+    return batches_filled(documents, context, batch_size, split_documents=split)
+
+
+def batches_filled(
+    documents: Iterator[Document], context: int, batch_size: int, *, split_documents: bool
+) -> float:
+    """How many batches `documents` fill in their order; one that they fill in part counts so."""
+    packer = _Packer(context, batch_size, split_documents)
     full = used = 0.0
     while (batch := packer.pack(documents)) is not None:
         full += used > 0

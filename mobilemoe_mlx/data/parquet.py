@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.data.absent_keys import without_absent_keys
 from mobilemoe_mlx.errors import UserError, did_you_mean
 
 
@@ -56,7 +57,19 @@ class ParquetFile:
         """The row `index`, counted from 0."""
         number = bisect_right(self._ends, index)
         inside = index - (self._ends[number - 1] if number else 0)
-        return self._batches[number].slice(inside, 1).to_pylist()[0]
+        row: dict[str, Any] = without_absent_keys(
+            self._batches[number].slice(inside, 1).to_pylist()[0]
+        )
+        return row
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a .parquet file; raises UserError naming the file when it is damaged."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet: {error}") from None
 
 
 def _convert(path: Path, fields: list[str], target: Path) -> None:

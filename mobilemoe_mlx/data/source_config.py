@@ -24,6 +24,10 @@ class SourceConfig:
     Exactly one of `path` (hub dataset id) and `files` (local paths or globs) is set. A text source
     has a text in `field`. A chat source has either messages in `field`, or one turn in
     `prompt_field` and `response_field`, or ShareGPT turns in `conversations_field`.
+
+    `tools_field` is no key of a mixture file: with it a chat record is a `Conversation`, whose
+    messages are kept whole for a chat template, tool calls and results included, and whose tools
+    are in that field where a record has it.
     """
 
     name: Text
@@ -39,6 +43,7 @@ class SourceConfig:
     prompt_field: Text | None = None
     response_field: Text | None = None
     conversations_field: Text | None = None
+    tools_field: Text | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], format: Format) -> SourceConfig:
@@ -48,7 +53,7 @@ class SourceConfig:
         name = values.get("name")
         where = f"source '{name}'" if name and isinstance(name, str) else "a source"
         try:
-            config = tables.read(cls, dict(values), format=format)
+            config = tables.read(cls, dict(values), format=format, tools_field=None)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if bool(config.files) == ("path" in values):
@@ -94,6 +99,6 @@ class SourceConfig:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields of a record that are read."""
+        """The fields that a record must have."""
         given = (self.field, self.prompt_field, self.response_field, self.conversations_field)
         return tuple(name for name in given if name is not None)

@@ -42,11 +42,13 @@ class Source:
         *,
         on_bad_record: OnBadRecord = "error",
         heldout: Iterable[Path] = (),
+        records: LocalRecords | None = None,
     ) -> None:
+        """`records`: those to give, where they have been opened already."""
         self.config = config
         self.statistics = SourceStatistics()
         self._on_bad_record = on_bad_record
-        self._rows = _open(config, base_folder, seed, shuffle_block, heldout)
+        self._rows = _open(config, base_folder, seed, shuffle_block, heldout, records)
 
     @property
     def epoch(self) -> int:
@@ -209,8 +211,11 @@ def _open(
     seed: int,
     shuffle_block: int,
     heldout: Iterable[Path],
+    records: LocalRecords | None,
 ) -> _Rows:
     seeds = [seed, zlib.crc32(config.name.encode())]
+    if records is not None:
+        return _FileRows(config, records, seeds)
     if config.files:
         paths = find_files(config, base_folder, heldout).paths
         return _FileRows(config, open_files(config, paths), seeds)
