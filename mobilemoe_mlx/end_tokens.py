@@ -119,12 +119,10 @@ def _ids(path: Path, _modified: int, _size: int, names: frozenset[str]) -> list[
     content = files.read_json(path)
     try:
         vocabulary = content["model"].get("vocab", {})
-        pairs = (
-            enumerate(piece for piece, _ in vocabulary)  # unigram: [piece, score] by id
-            if isinstance(vocabulary, list)
-            else ((index, piece) for piece, index in vocabulary.items())
-        )
-        ids = {index for index, piece in pairs if piece in names}
+        if isinstance(vocabulary, list):  # unigram: [piece, score] by id
+            ids = {index for index, (piece, _) in enumerate(vocabulary) if piece in names}
+        else:
+            ids = {vocabulary[name] for name in names if name in vocabulary}
         ids |= {t["id"] for t in content.get("added_tokens") or [] if t["content"] in names}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} describes no tokenizer: download or train it again.") from None

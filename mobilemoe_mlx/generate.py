@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
+from typing import TYPE_CHECKING, Any, cast
 
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.hub import resolve
@@ -17,8 +15,13 @@ from mobilemoe_mlx.engines import Engine, Session, open_engine
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.memory import peak_memory_bytes
+from mobilemoe_mlx.prompt_tokenizer import PromptTokenizer, TextStream, load_prompt_tokenizer
 from mobilemoe_mlx.sampling import Sampler
-from mobilemoe_mlx.tokenizer import ChatTokenizer, load_tokenizer
+
+if TYPE_CHECKING:  # transformers and mlx-lm are slow to import, and a prompt needs neither
+    from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
+
+    from mobilemoe_mlx.tokenizer import ChatTokenizer
 
 REPLACEMENT = "\ufffd"  # Unicode's sign for what is not a character
 
@@ -60,14 +63,25 @@ def open_with_tokenizer(
     `engine` and `options`: see `open_engine`. Raises UserError for all that is wrong with the
     checkpoint, before its weights are read.
     """
+    from mobilemoe_mlx.tokenizer import load_tokenizer
+
     folder = resolve(path_or_repo)
     tokenizer = load_tokenizer(folder, open_checkpoint(folder).end_token_ids())
     return open_engine(folder, engine, **options), tokenizer
 
 
+def open_for_prompts(
+    path_or_repo: str | Path, engine: str | None = None, **options: Any
+) -> tuple[Engine, PromptTokenizer | ChatTokenizer]:
+    """The same with a tokenizer that encodes prompts, which is there sooner."""
+    folder = resolve(path_or_repo)
+    tokenizer = load_prompt_tokenizer(folder, open_checkpoint(folder).end_token_ids())
+    return open_engine(folder, engine, **options), tokenizer
+
+
 def stream(
     session: Session,
-    tokenizer: TokenizerWrapper,
+    tokenizer: TokenizerWrapper | PromptTokenizer,
     prompt_tokens: Sequence[int],
     options: GenerationOptions,
     progress: Callable[[int, int], None] | None = None,
@@ -121,7 +135,9 @@ def _stream(
 class _Answer:
     """Makes text of an answer's tokens and says when it ends."""
 
-    def __init__(self, tokenizer: TokenizerWrapper, options: GenerationOptions, room: int) -> None:
+    def __init__(
+        self, tokenizer: TokenizerWrapper | PromptTokenizer, options: GenerationOptions, room: int
+    ) -> None:
         self.most = min(options.max_tokens, room)  # tokens
         self.count = 0
         self.finish_reason = ""
@@ -161,7 +177,7 @@ def tokens_left(session: Session, more: int) -> int:
     return context - used
 
 
-def encode_prompt(tokenizer: TokenizerWrapper, text: str) -> list[int]:
+def encode_prompt(tokenizer: TokenizerWrapper | PromptTokenizer, text: str) -> list[int]:
     """Token ids of a prompt to continue: the begin-of-text token, if the tokenizer has one, then
     `text`, in which control tokens may be spelled out. Raises UserError when `text` is empty or has
     lone surrogates."""
@@ -222,12 +238,16 @@ class StopStrings:
         return held
 
 
-def _detokenizer(tokenizer: TokenizerWrapper) -> StreamingDetokenizer:
-    """mlx-lm's detokenizer, in the middle of a text.
+def _detokenizer(
+    tokenizer: TokenizerWrapper | PromptTokenizer,
+) -> StreamingDetokenizer | TextStream:
+    """A detokenizer in the middle of a text.
 
-    At the start of a text it drops a leading space. An answer is the middle of one: the prompt came
-    before it, so a space that the first token begins with is the answer's own.
+    At the start of a text mlx-lm's drops a leading space. An answer is the middle of one: the
+    prompt came before it, so a space that the first token begins with is the answer's own.
     """
+    if isinstance(tokenizer, PromptTokenizer):
+        return tokenizer.detokenizer
     detokenizer = tokenizer.detokenizer
     if isinstance(getattr(type(detokenizer), "text", None), property):
         return detokenizer  # decodes with the tokenizer itself, which drops nothing

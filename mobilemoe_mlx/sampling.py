@@ -7,12 +7,12 @@ CPU backend takes 34 ms to sort a vocabulary of 128,256, and 2 ms for a greedy c
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from mobilemoe_mlx.generation_options import GenerationOptions
 
@@ -28,14 +28,18 @@ class Sampler:
         self._options = options
         # mlx-lm refuses a top-k that keeps everything.
         self._top_k = options.top_k if options.top_k < vocab_size else 0
-        self._choose = make_sampler(
-            options.temperature,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            top_k=self._top_k,
+
+    @functools.cached_property
+    def _rules(self) -> tuple[Callable[..., mx.array], list[Callable[..., mx.array]]]:
+        """mlx-lm's choice, and what it does to the logits before; mlx-lm is slow to import."""
+        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+        options = self._options
+        choose = make_sampler(
+            options.temperature, top_p=options.top_p, min_p=options.min_p, top_k=self._top_k
         )
         penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
-        self._processors = make_logits_processors(
+        return choose, make_logits_processors(
             repetition_penalty=penalty, repetition_context_size=_PENALISED
         )
 
@@ -44,11 +48,12 @@ class Sampler:
 
         Nothing is computed yet: MLX does so when the token is asked for.
         """
-        for process in self._processors:
+        choose, processors = self._rules
+        for process in processors:
             logits = process(history, logits)
         if self._options.temperature > 0:
             logits = logits - mx.logsumexp(logits, keepdims=True)
-        return self._choose(logits)
+        return choose(logits)
 
     def choose(self, history: Sequence[int], logits: np.ndarray) -> int:
         """The same for the tokens so far and the logits after them, float32 [vocabulary]."""

@@ -33,10 +33,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from mobilemoe_mlx import chat_template, end_tokens, files
 from mobilemoe_mlx.all_or_none import all_or_none
-from mobilemoe_mlx.downloads import links_to_nothing, unfinished
 from mobilemoe_mlx.end_tokens import END_OF_TEXT as END_OF_TEXT
 from mobilemoe_mlx.end_tokens import EOT as EOT
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.tokenizer_file import cannot_be_loaded, decoder_of, open_tokenizer, settings
 
 # The control tokens of the published chat format.
 BEGIN_OF_TEXT = "<|begin_of_text|>"
@@ -151,18 +151,9 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatToke
     (the `eos_token_id` of a config.json). Raises UserError when a file is absent or unreadable.
     """
     folder = files.user_path(folder)
-    path = folder / "tokenizer.json"
-    content = _tokenizer_json(path)
-    if links_to_nothing(folder) is not None:
-        raise UserError(f"{folder}: {unfinished(folder)}.")
-    _refuse_code(folder)
+    raw = open_tokenizer(folder)
+    vocabulary = raw.get_vocab()
     try:
-        raw = Tokenizer.from_file(str(path))
-        raw.no_truncation()  # of a length that was of use elsewhere
-        raw.no_padding()
-        if getattr(raw.model, "dropout", None):
-            raw.model.dropout = None  # of training: with it, a text has other tokens each time
-        vocabulary = raw.get_vocab()
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=raw,
             clean_up_tokenization_spaces=False,
@@ -171,44 +162,11 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatToke
         )
     except UserError:
         raise
-    except Exception as error:  # the tokenizers library raises bare Exception on a file it rejects
-        raise UserError(
-            f"The tokenizer in {folder} cannot be loaded: {error}. Download or train it again."
-        ) from error
+    except Exception as error:  # whatever transformers makes of what the folder says
+        raise cannot_be_loaded(folder, error) from error
     tokenizer._tokenizer = raw  # as the file has it, whatever the class above made of a copy
     ends = {*end_tokens.of_tokenizer(folder), *stop_ids}
-    return ChatTokenizer(tokenizer, _detokenizer_class(content.get("decoder")), ends)
-
-
-def _tokenizer_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        if (why := unfinished(file.parent)) is not None:
-            raise UserError(f"{file.parent} has no tokenizer.json: {why}.")
-        raise UserError(
-            f"{file.parent} has no tokenizer.json. Copy it there from the checkpoint it belongs "
-            "to, or train one with `mobilemoe tokenizer train`."
-        )
-    content = files.read_json(file)
-    if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{file} describes no tokenizer: it has no 'model'.")
-    return content
-
-
-def _refuse_code(folder: Path) -> None:
-    settings = _settings(folder / "tokenizer_config.json")
-    if "AutoTokenizer" in (settings.get("auto_map") or {}):
-        raise UserError(
-            f"The tokenizer in {folder} asks for code of its own (auto_map in "
-            "tokenizer_config.json), and code in a checkpoint is never run. If its tokenizer.json "
-            "describes it whole, remove auto_map."
-        )
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    content = files.read_json(file) if file.is_file() else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object.")
-    return content
+    return ChatTokenizer(tokenizer, _detokenizer_class(decoder_of(raw)), ends)
 
 
 def written_chat_template(folder: Path) -> str | dict[str, str] | None:
@@ -220,7 +178,7 @@ def written_chat_template(folder: Path) -> str | dict[str, str] | None:
     if (file := folder / "chat_template.jinja").is_file():
         return files.read_text(file)
     for name in ("tokenizer_config.json", "chat_template.json"):
-        template = _settings(folder / name).get("chat_template")
+        template = settings(folder / name).get("chat_template")
         if isinstance(template, list):
             return {entry["name"]: entry["template"] for entry in template}
         if template is not None:

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.engine_arguments import add_engine_arguments, engine_options
@@ -16,7 +17,9 @@ from mobilemoe_mlx.generation_options import GenerationOptions
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.engines import Engine
-    from mobilemoe_mlx.tokenizer import ChatTokenizer
+
+# An engine and its tokenizer.
+T = TypeVar("T", bound="tuple[Engine, Any]")
 
 EXAMPLES = (
     'mobilemoe generate runs/quickstart/training/qat/model --prompt "import os"',
@@ -107,7 +110,13 @@ def generation_options(args: argparse.Namespace) -> GenerationOptions:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from mobilemoe_mlx.generate import Statistics, encode_prompt, stream, tokens_left
+    from mobilemoe_mlx.generate import (
+        Statistics,
+        encode_prompt,
+        open_for_prompts,
+        stream,
+        tokens_left,
+    )
 
     check_json(args.json)
     options = generation_options(args)
@@ -119,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         text = _read("-" if args.prompt_file is None else args.prompt_file)
     if not text:
         raise UserError("The prompt is empty: there is nothing to continue.")
-    engine, tokenizer = open_and_tell(args)
+    engine, tokenizer = open_and_tell(args, open_for_prompts)
     session = engine.session()
     prompt = encode_prompt(tokenizer, text)
     room = tokens_left(session, len(prompt))
@@ -143,21 +152,22 @@ def run(args: argparse.Namespace) -> None:
                 print(item.text, end="", flush=True)
 
 
-def open_and_tell(args: argparse.Namespace) -> tuple[Engine, ChatTokenizer]:
-    """The engine and tokenizer of `args`, with word of it where standard error is a terminal."""
-    from mobilemoe_mlx.generate import open_with_tokenizer
+def open_and_tell(args: argparse.Namespace, open_both: Callable[..., T]) -> T:
+    """`open_both` of `args`, with word of it where standard error is a terminal.
 
+    `open_both`: `open_for_prompts` or `open_with_tokenizer` of generate.py.
+    """
     options = engine_options(args)
     if not sys.stderr.isatty():
-        return open_with_tokenizer(args.model, **options)
+        return open_both(args.model, **options)
     print(f"Loading {args.model} ...", file=sys.stderr)
     start = time.perf_counter()
-    engine, tokenizer = open_with_tokenizer(args.model, **options)
+    both = open_both(args.model, **options)
     print(
-        f"Loaded {engine.describe()} in {time.perf_counter() - start:.1f} s.",
+        f"Loaded {both[0].describe()} in {time.perf_counter() - start:.1f} s.",
         file=sys.stderr,
     )
-    return engine, tokenizer
+    return both
 
 
 def _read(path: str) -> str:
