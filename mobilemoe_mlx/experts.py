@@ -13,8 +13,12 @@ import mlx.nn as nn
 
 from mobilemoe_mlx import linux_cpu
 from mobilemoe_mlx.config import GROUP_SIZE
+from mobilemoe_mlx.gather_mm import gather_mm
+from mobilemoe_mlx.linux_cpu.int4_product import int4_product, is_faster
 from mobilemoe_mlx.linux_cpu.routed_experts import routed_experts
 from mobilemoe_mlx.linux_cpu.swiglu import swiglu
+from mobilemoe_mlx.lora.experts import LoRAExpertLinear
+from mobilemoe_mlx.lora.low_rank import float_matrix
 
 # Below this many (token, slot) pairs sorting costs more than it saves (mlx-lm's threshold).
 _SORT_FROM = 64
@@ -35,13 +39,11 @@ class ExpertLinear(nn.Module):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """x [..., rows, in] times the expert of each `indices` [...] -> [..., rows, out]."""
-        dtype = x.dtype
-        weight = self.weight
-        if mx.default_device().type == mx.DeviceType.cpu:
-            # The CPU's gather_mm takes float32 only; widening bfloat16 and float16 is exact.
-            x, weight = x.astype(mx.float32), weight.astype(mx.float32)
-        y = mx.gather_mm(x, weight, rhs_indices=indices, sorted_indices=sorted_indices)
-        return y.astype(dtype)
+        return gather_mm(x, self.weight, indices, sorted_indices)
+
+    def to_lora(self, r: int = 8, scale: float = 20.0, dropout: float = 0.0) -> LoRAExpertLinear:
+        """The hook of mlx-lm's `linear_to_lora_layers`, with its default values."""
+        return LoRAExpertLinear(self, r=r, scale=scale, dropout=dropout)
 
     def to_quantized(
         self, group_size: int = GROUP_SIZE, bits: int = 4, mode: str = "affine"
@@ -68,6 +70,12 @@ class QuantizedExpertLinear(nn.Module):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """x [..., rows, in] times the expert of each `indices` [...] -> [..., rows, out]."""
+        if sorted_indices and is_faster(x, self.weight.shape[0]):
+            return int4_product(
+                x,
+                lambda: float_matrix(self),
+                lambda x, weight: gather_mm(x, weight, indices, sorted_indices),
+            )
         form = {"group_size": self.group_size, "bits": self.bits, "transpose": False}
         weight, scales, biases = self.weight, self.scales, self.biases
         if x.dtype != scales.dtype and indices.size < weight.shape[0]:
@@ -83,6 +91,10 @@ class QuantizedExpertLinear(nn.Module):
             sorted_indices=sorted_indices,
             **form,
         )
+
+    def to_lora(self, r: int = 8, scale: float = 20.0, dropout: float = 0.0) -> LoRAExpertLinear:
+        """The hook of mlx-lm's `linear_to_lora_layers`, with its default values."""
+        return LoRAExpertLinear(self, r=r, scale=scale, dropout=dropout)
 
 
 class Dispatch(NamedTuple):
@@ -127,6 +139,42 @@ def dispatch(indices: mx.array, num_experts: int, block: int) -> Dispatch:
     return Dispatch(pairs, pairs // slots, block_experts, rows, segments)
 
 
+def rows_of_tokens(x: mx.array, plan: Dispatch, slots: int) -> mx.array:
+    """x [tokens, hidden] -> [blocks, rows, hidden], the token of each row; its gradient gathers."""
+
+    @mx.custom_function
+    def forward(x: mx.array) -> mx.array:
+        return x[plan.tokens]
+
+    @forward.vjp
+    def backward(primal: mx.array, d_rows: mx.array, output: mx.array) -> mx.array:
+        return d_rows.flatten(0, 1)[plan.rows].reshape(-1, slots, d_rows.shape[-1]).sum(axis=1)
+
+    return forward(x)
+
+
+def pairs_of_rows(y: mx.array, plan: Dispatch) -> mx.array:
+    """y [blocks, rows, hidden] -> [tokens x slots, hidden], the row of each pair.
+
+    Its gradient gathers too, and is zero where a row is padding.
+    """
+
+    @mx.custom_function
+    def forward(y: mx.array) -> mx.array:
+        return y.flatten(0, 1)[plan.rows]
+
+    @forward.vjp
+    def backward(primal: mx.array, d_pairs: mx.array, output: mx.array) -> mx.array:
+        d_rows = d_pairs[plan.pairs]
+        if plan.segments is None:
+            return d_rows
+        row = mx.arange(plan.pairs.size).reshape(plan.pairs.shape)
+        begin, end = mx.split(plan.segments.astype(row.dtype)[plan.experts], 2, axis=-1)
+        return mx.where(((row >= begin) & (row < end))[..., None], d_rows, 0)
+
+    return forward(y)
+
+
 class Experts(nn.Module):
     """All routed experts of one layer: down(silu(gate(x)) * up(x)) for each selected one."""
 
@@ -142,15 +190,19 @@ class Experts(nn.Module):
             return self._swiglu(x[:, None, None, :], indices, False).squeeze(-2)
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         plan = dispatch(indices, self.num_experts, _CPU_BLOCK if on_cpu else 1)
-        y = self._swiglu(x[plan.tokens], plan.experts, True)  # [blocks, rows, hidden]
-        return y.flatten(0, 1)[plan.rows].reshape(*indices.shape, -1)
+        rows = rows_of_tokens(x, plan, indices.shape[-1])
+        return pairs_of_rows(self._swiglu(rows, plan.experts, True), plan).reshape(
+            *indices.shape, -1
+        )
 
     def weighted_sum(self, x: mx.array, indices: mx.array, weights: mx.array) -> mx.array:
         """x [tokens, hidden], indices and weights [tokens, slots] -> [tokens, hidden]."""
-        matrices = self.gate_up_proj.weight, self.down_proj.weight
-        if indices.size >= _SORT_FROM and linux_cpu.applies_to(x, weights, *matrices):
-            plan = dispatch(indices, self.num_experts, _CPU_BLOCK)
-            return routed_experts(x, *matrices, weights, **plan._asdict())
+        linears = self.gate_up_proj, self.down_proj
+        if indices.size >= _SORT_FROM and all(type(each) is ExpertLinear for each in linears):
+            matrices = self.gate_up_proj.weight, self.down_proj.weight
+            if linux_cpu.applies_to(x, weights, *matrices):
+                plan = dispatch(indices, self.num_experts, _CPU_BLOCK)
+                return routed_experts(x, *matrices, weights, **plan._asdict())
         y = self(x, indices)
         return (y * weights[..., None].astype(y.dtype)).sum(axis=-2)
 

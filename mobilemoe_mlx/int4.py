@@ -7,7 +7,7 @@ scale, two codes per byte, low nibble first, two's complement (config.json `quan
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +16,10 @@ from mobilemoe_mlx.config import GROUP_SIZE
 from mobilemoe_mlx.errors import UserError
 
 QMIN, QMAX = -8, 7  # config.json quantization.qmin, qmax
+
+# How the scale of a group follows from its values; see `quantize`.
+ScaleRule = Literal["unclipped", "paper"]
+SCALE_RULES: tuple[ScaleRule, ...] = get_args(ScaleRule)
 
 
 class Packed(NamedTuple):
@@ -67,15 +71,20 @@ def unpack(qweight: mx.array) -> mx.array:
     return mx.where(nibbles > QMAX, nibbles - 16, nibbles)
 
 
-def quantize(weight: mx.array) -> tuple[mx.array, mx.array]:
+def quantize(weight: mx.array, rule: ScaleRule = "unclipped") -> tuple[mx.array, mx.array]:
     """Round to nearest: float [..., columns] to (int8 codes [..., columns], float16 scales).
 
-    The scale is max(max / 7, min / -8) of the group, rounded to float16. For scales in
-    float16's normal range (above 6e-5) nothing is clipped, and quantising a dequantised tensor
-    returns the same codes and scales.
+    The scale, rounded to float16, is by the rule "unclipped" max(max / 7, min / -8) of the group:
+    for scales in float16's normal range (above 6e-5) nothing is clipped, and quantising a
+    dequantised tensor returns the same codes and scales. By the rule "paper" (arXiv 2605.27358) it
+    is max |value| / 7.5, and codes beyond -8..7 are clamped.
     """
     groups = _grouped(weight)
-    scale = mx.maximum(groups.max(axis=-1) / QMAX, groups.min(axis=-1) / QMIN).astype(mx.float16)
+    if rule == "paper":
+        scale = (mx.abs(groups).max(axis=-1) / 7.5).astype(mx.float16)
+    else:
+        scale = mx.maximum(groups.max(axis=-1) / QMAX, groups.min(axis=-1) / QMIN)
+        scale = scale.astype(mx.float16)
     step = scale.astype(mx.float32)[..., None]
     # A group of zeros (or of values below float16's smallest number) has scale 0 and codes 0.
     codes = mx.round(groups / mx.where(step > 0, step, 1.0))
@@ -89,19 +98,29 @@ def dequantize(codes: mx.array, scale: mx.array) -> mx.array:
     return groups.reshape(codes.shape)
 
 
-@mx.custom_function
-def fake_quantize(weight: mx.array) -> mx.array:
+def fake_quantize(weight: mx.array, rule: ScaleRule = "unclipped") -> mx.array:
     """`weight` [..., columns] as its INT4 form will compute it, float32; gradients pass straight.
 
-    Exactly `dequantize(*quantize(weight))`: the backward pass is the identity (straight-through
-    estimator), declared as such so that the forward value carries no rounding of its own.
+    Exactly `dequantize(*quantize(weight, rule))`: the backward pass is the identity
+    (straight-through estimator), declared as such so that the forward value carries no rounding of
+    its own.
     """
-    return dequantize(*quantize(weight))
+    return _FAKE_QUANTIZE[rule](weight)
 
 
-@fake_quantize.vjp
-def _straight_through(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    return cotangent
+def _straight_through(rule: ScaleRule) -> Callable[[mx.array], mx.array]:
+    @mx.custom_function
+    def forward(weight: mx.array) -> mx.array:
+        return dequantize(*quantize(weight, rule))
+
+    @forward.vjp
+    def backward(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return cotangent
+
+    return forward
+
+
+_FAKE_QUANTIZE = {rule: _straight_through(rule) for rule in SCALE_RULES}
 
 
 def check_scales(name: str, scale: mx.array) -> None:

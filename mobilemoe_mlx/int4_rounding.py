@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.int4 import ScaleRule
 from mobilemoe_mlx.tensor_names import packed_names
 
 SAVED_TYPE = "bfloat16"  # config.json's `torch_dtype` of what is written here, BF16 or INT4
@@ -28,34 +29,38 @@ def stored_type(name: str) -> mx.Dtype | None:
     return next((t for end, t in _STORED_TYPES.items() if name.endswith(end)), None)
 
 
-def quantize_parameters(parameters: dict[str, Any]) -> dict[str, mx.array]:
+def quantize_parameters(
+    parameters: dict[str, Any], rule: ScaleRule = "unclipped"
+) -> dict[str, mx.array]:
     """A float model's parameter tree, rounded to nearest INT4, as flat published INT4 tensors.
 
-    Norms, router and selection biases are cast to their stored types. Raises UserError for values
-    beyond the reach of float16 scales.
+    `rule`: of the scales; see `int4.quantize`. Norms, router and selection biases are cast to their
+    stored types. Raises UserError for values beyond the reach of float16 scales.
     """
     out: dict[str, mx.array] = {}
     for name, weight in tree_flatten(parameters):
         if (dtype := stored_type(name)) is not None:
             out[name] = weight.astype(dtype)
             continue
-        for target, part in zip(packed_names(name), rounding(name), strict=True):
+        for target, part in zip(packed_names(name), rounding(name, rule), strict=True):
             out[target] = part(weight)
     return out
 
 
-def rounding(name: str) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
+def rounding(
+    name: str, rule: ScaleRule = "unclipped"
+) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
     """How a parameter that INT4 packs is rounded: its packed codes and its scales, from its rows.
 
     The second raises UserError, naming the parameter, for values beyond float16 scales.
     """
 
     def scales(weight: mx.array) -> mx.array:
-        scale = int4.quantize(weight)[1]
+        scale = int4.quantize(weight, rule)[1]
         int4.check_scales(name, scale)
         return scale
 
-    return lambda weight: int4.pack(int4.quantize(weight)[0]), scales
+    return lambda weight: int4.pack(int4.quantize(weight, rule)[0]), scales
 
 
 def as_quantized(args: ModelArgs) -> ModelArgs:

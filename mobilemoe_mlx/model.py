@@ -123,7 +123,14 @@ class Router(nn.Module):
 
     def __call__(self, x: mx.array, expert_bias: mx.array) -> Routing:
         """x [tokens, hidden], expert_bias [experts] -> Routing; ties go to the lower index."""
-        logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
+        return self.select(self.logits(x), expert_bias)
+
+    def logits(self, x: mx.array) -> mx.array:
+        """x [tokens, hidden] -> float32 [tokens, experts]."""
+        return x.astype(mx.float32) @ self.weight.astype(mx.float32).T
+
+    def select(self, logits: mx.array, expert_bias: mx.array) -> Routing:
+        """The decision by `logits` float32 [tokens, experts] and expert_bias [experts]."""
         scores = sigmoid(logits)
         biased = scores + expert_bias.astype(mx.float32)
         experts = mx.stop_gradient(top_k(mx.stop_gradient(biased), self.top_k))

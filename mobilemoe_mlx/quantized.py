@@ -10,8 +10,20 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
+from mobilemoe_mlx.int4 import ScaleRule
 from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters, stored_type
+from mobilemoe_mlx.linux_cpu.int4_product import int4_product, is_faster
+from mobilemoe_mlx.lora.low_rank import float_matrix
 from mobilemoe_mlx.model import Model
+
+
+class Int4Linear(nn.QuantizedLinear):
+    """MLX's quantised linear layer, with the faster product of a Linux CPU for many rows."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if is_faster(x):
+            return int4_product(x, lambda: float_matrix(self), _times_transposed)
+        return super().__call__(x)
 
 
 class Int4Embedding(nn.QuantizedEmbedding):
@@ -32,6 +44,15 @@ class Int4Embedding(nn.QuantizedEmbedding):
         )
         return rows.astype(self.dtype)
 
+    def as_linear(self, x: mx.array) -> mx.array:
+        if is_faster(x):
+            return int4_product(x, lambda: float_matrix(self), _times_transposed)
+        return super().as_linear(x)
+
+
+def _times_transposed(x: mx.array, weight: mx.array) -> mx.array:
+    return x @ weight.T
+
 
 def int4_model(args: ModelArgs, dtype: mx.Dtype = mx.float32) -> Model:
     """A model with INT4 modules whose weights are yet to be loaded (nothing is computed).
@@ -42,17 +63,22 @@ def int4_model(args: ModelArgs, dtype: mx.Dtype = mx.float32) -> Model:
     if dtype not in (mx.float32, mx.float16):
         raise ValueError(f"INT4 models compute in float32 or float16, not {dtype}")
     model = Model(args)
+    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     nn.quantize(model, group_size=GROUP_SIZE, bits=4)
+    faster = [(n, Int4Linear(*m.weight.shape[::-1], False, GROUP_SIZE, 4)) for n, m in linears]
+    model.update_modules(tree_unflatten(faster))
     embedding = Int4Embedding(args.vocab_size, args.hidden_size, GROUP_SIZE, 4)
     embedding.dtype = dtype
     model.model.embed_tokens = embedding
     return model
 
 
-def quantize_model(model: Model, dtype: mx.Dtype = mx.float32) -> Model:
+def quantize_model(
+    model: Model, dtype: mx.Dtype = mx.float32, rule: ScaleRule = "unclipped"
+) -> Model:
     """Round a float model to INT4 (nearest); returns a new model of INT4 modules."""
     quantized = int4_model(as_quantized(model.args), dtype)
-    weights = quantized.sanitize(quantize_parameters(model.parameters()))
+    weights = quantized.sanitize(quantize_parameters(model.parameters(), rule))
     quantized.load_weights(list(weights.items()), strict=True)
     return quantized
 
@@ -67,7 +93,9 @@ def _through_bfloat16_vjp(primal: mx.array, cotangent: mx.array, output: mx.arra
     return cotangent
 
 
-def fake_quantize_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+def fake_quantize_parameters(
+    parameters: dict[str, Any], rule: ScaleRule = "unclipped"
+) -> dict[str, Any]:
     """The parameter tree as its INT4 checkpoint will compute it, float32, same names and shapes.
 
     Linears, embedding and experts are fake-quantised along the published axes; norms and selection
@@ -79,7 +107,7 @@ def fake_quantize_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     def one(name: str, weight: mx.array) -> mx.array:
         dtype = stored_type(name)
         if dtype is None:
-            return int4.fake_quantize(weight)
+            return int4.fake_quantize(weight, rule)
         return _through_bfloat16(weight) if dtype == mx.bfloat16 else weight
 
     return tree_map_with_path(one, parameters)

@@ -36,6 +36,8 @@ ROWS = (
     (
         "int4",
         "linux_cpu",
+        "lora",
+        "gather_mm",
         "experts",
         "tensor_names",
         "int4_rounding",
@@ -51,6 +53,7 @@ ROWS = (
         "numerics",
         "sampling",
     ),
+    ("adapters",),
     ("data", "engines", "conversation_file", "mil"),
     ("generate", "chat"),
     ("train", "compare", "export", "bench"),

@@ -57,4 +57,6 @@ def _swiglu_vjp(
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) x up, elementwise, of two arrays of one shape."""
-    return _swiglu(gate, up)[0] if applies_to(gate, up) else nn.silu(gate) * up
+    if not applies_to(gate, up):
+        return nn.silu(gate) * up
+    return _swiglu(mx.contiguous(gate), mx.contiguous(up))[0]

@@ -1,0 +1,299 @@
+"""Adapters as folders: adapters.safetensors and adapter_config.json, under mlx-lm's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mobilemoe_mlx import files, tables
+from mobilemoe_mlx.adapters.attach import wrap
+from mobilemoe_mlx.adapters.base_digest import BaseDigest, base_digest, check_base
+from mobilemoe_mlx.adapters.config import EMBEDDING, LAYER_MODULES, AdapterConfig
+from mobilemoe_mlx.all_or_none import whole_folder
+from mobilemoe_mlx.checkpoint.adapter_info import CONFIG, WEIGHTS
+from mobilemoe_mlx.checkpoint.layouts import parameter_shapes
+from mobilemoe_mlx.checkpoint.tensor_file import (
+    DamagedFile,
+    Tensor,
+    from_array,
+    read_header,
+    write_file,
+)
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.files import read_json
+from mobilemoe_mlx.model import Model
+
+_PARTS = ("lora_a", "lora_b", "m")
+_OWN = "mobilemoe"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder, read: everything about it fits together."""
+
+    folder: Path
+    kind: str  # "lora" or "dora"
+    scale: float
+    base: BaseDigest | None  # None: the folder does not say (mlx-lm's own adapters)
+    config: AdapterConfig | None  # None: as above
+    tensors: dict[str, dict[str, Tensor]]  # module path -> part ("lora_a", "lora_b", "m") -> tensor
+
+    @property
+    def through_int4(self) -> bool:
+        """Whether it was trained through the rounding of base + update."""
+        return self.config is not None and self.config.through_int4
+
+    def check_fits(self, args: ModelArgs) -> None:
+        """Raise UserError, naming a tensor, unless the shapes are those of a model of `args`."""
+        shapes = parameter_shapes(args)
+        for path, parts in self.tensors.items():
+            shape = shapes.get(f"{path}.weight")
+            if shape is None:
+                raise UserError(
+                    f"The adapter {self.folder} is for another model: this one has no {path}."
+                )
+            for part, tensor in parts.items():
+                expected = part_shape(path, part, shape, rank(parts))
+                if tensor.shape != expected:
+                    raise UserError(
+                        f"The adapter {self.folder} is for another model: {path}.{part} has the "
+                        f"shape {list(tensor.shape)}, and this model needs {list(expected)}."
+                    )
+
+    def read(self, path: str) -> dict[str, mx.array]:
+        """The tensors of the module at `path`, float32."""
+        return {part: t.read().astype(mx.float32) for part, t in self.tensors[path].items()}
+
+
+def save_adapter(
+    folder: str | Path,
+    parameters: dict[str, Any],
+    config: AdapterConfig,
+    base: BaseDigest,
+    *,
+    num_layers: int,
+    overwrite: bool = False,
+) -> None:
+    """Write the adapter of a model whole, or not at all.
+
+    `parameters`: `model.trainable_parameters()` after `attach`; `num_layers` of the model. Raises
+    UserError when the folder exists and is not an adapter's (or is and `overwrite` is not given),
+    or cannot be written; it is then as it was.
+    """
+    target = files.resolved(folder)
+    _check_target(target, overwrite)
+    tensors = {name: from_array(array) for name, array in tree_flatten(parameters)}
+    content = config.to_dict(num_layers)
+    content["model"] = base.name
+    content[_OWN] |= {"base": dataclasses.asdict(base)}
+    with whole_folder(target) as new:
+        write_file(new / WEIGHTS, tensors, {"format": "mlx"})
+        files.write_json(new / CONFIG, content)
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read an adapter folder, ours or one that mlx_lm.lora made; its tensors stay in the file.
+
+    Raises UserError, in one sentence, for a file that is absent or damaged, an unknown key, and
+    tensors that are missing, unknown or of shapes that do not fit each other.
+    """
+    folder = files.user_path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no adapter: it has no {name}.")
+    where = folder / CONFIG
+    content = read_json(where)
+    try:
+        kind, scale, config, base = _settings(content)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    try:
+        header = read_header(folder / WEIGHTS)
+    except DamagedFile as damage:
+        raise UserError(f"{folder} cannot be used: {damage.problems[0]}.") from None
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in header.tensors.items():
+        path, _, part = name.rpartition(".")
+        if part not in _PARTS or not _is_module(path):
+            raise UserError(f"{folder / WEIGHTS} has '{name}', which is no adapter's tensor.")
+        if tensor.dtype not in ("F32", "BF16", "F16"):
+            raise UserError(f"{folder / WEIGHTS}: '{name}' has the dtype {tensor.dtype}.")
+        tensors.setdefault(path, {})[part] = tensor
+    adapter = Adapter(folder, kind, scale, base, config, tensors)
+    _check_whole(adapter)
+    return adapter
+
+
+def _settings(
+    content: Any,
+) -> tuple[str, float, AdapterConfig | None, BaseDigest | None]:
+    tables.check_table(content, "")
+    if _OWN in content:
+        own = dict(content[_OWN]) if isinstance(content[_OWN], dict) else content[_OWN]
+        base = None
+        if isinstance(own, dict) and "base" in own:
+            base = tables.read(BaseDigest, own.pop("base"), f"{_OWN}.base")
+        config = AdapterConfig.from_dict({_OWN: own})
+        return config.kind, config.scale, config, base
+    kind = content.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise UserError(
+            f"fine_tune_type is {kind!r}; adapters are lora or dora"
+            f"{' (a full fine-tune is a checkpoint: mlx_lm.fuse makes it)' * (kind == 'full')}."
+        )
+    settings = content.get("lora_parameters")
+    tables.check_table(settings, "lora_parameters")
+    scale = tables.read_value(float, settings.get("scale"), "lora_parameters.scale")
+    return kind, scale, None, None
+
+
+def _is_module(path: str) -> bool:
+    if path == EMBEDDING:
+        return True
+    prefix, _, rest = path.partition("model.layers.")
+    number, _, inner = rest.partition(".")
+    return not prefix and number.isdigit() and inner in LAYER_MODULES.values()
+
+
+def _check_whole(adapter: Adapter) -> None:
+    """Raise UserError for tensors that are missing, or do not fit each other."""
+    where = adapter.folder / WEIGHTS
+    if not adapter.tensors:
+        raise UserError(f"{where} has no tensors.")
+    wanted = {"lora_a", "lora_b"} | ({"m"} if adapter.kind == "dora" else set())
+    for path, parts in adapter.tensors.items():
+        for part in sorted(wanted ^ set(parts)):
+            what = "is missing" if part in wanted else f"is unexpected in a {adapter.kind} adapter"
+            raise UserError(f"{where}: '{path}.{part}' {what}.")
+        a, b = parts["lora_a"].shape, parts["lora_b"].shape
+        if len(a) < 2 or len(a) != len(b) or a[-1] != b[-2] or a[:-2] != b[:-2]:
+            raise UserError(
+                f"{where}: '{path}' has lora_a {list(a)} and lora_b {list(b)}, which do not fit "
+                "each other."
+            )
+        if adapter.config is not None and rank(parts) != adapter.config.rank:
+            raise UserError(
+                f"{where}: '{path}' has the rank {rank(parts)}, and {CONFIG} says "
+                f"{adapter.config.rank}."
+            )
+    if adapter.config is None:
+        return
+    numbers = [int(p.split(".")[2]) for p in adapter.tensors if p != EMBEDDING]
+    try:
+        paths = adapter.config.module_paths(max(numbers, default=-1) + 1)
+    except UserError:
+        raise UserError(
+            f"{where}: tensors are missing: {CONFIG} names the layers "
+            f"{adapter.config.layers}, and the last with tensors is {max(numbers, default='none')}."
+        ) from None
+    if missing := [path for path in paths if path not in adapter.tensors]:
+        raise UserError(f"{where}: '{missing[0]}.lora_a' is missing.")
+
+
+def rank(parts: Mapping[str, Tensor]) -> int:
+    """The rank of a module's adapter."""
+    return parts["lora_a"].shape[-1]
+
+
+def part_shape(path: str, part: str, weight: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The shape of an adapter's tensor, of a float weight of the shape `weight` at `path`."""
+    if len(weight) == 3 or path == EMBEDDING:  # experts [experts, in, out], and the embedding
+        *more, inputs, outputs = weight
+    else:
+        (outputs, inputs), more = weight, []
+    lengths = inputs if path == EMBEDDING else outputs
+    shapes = {
+        "lora_a": (*more, inputs, rank),
+        "lora_b": (*more, rank, outputs),
+        "m": (*more, lengths),
+    }
+    return shapes[part]
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """ "DIR" or "DIR:WEIGHT" as (folder, weight); a folder with that very name comes first.
+
+    Raises UserError for a weight that is not a finite number.
+    """
+    path = files.user_path(text)
+    head, colon, tail = text.rpartition(":")
+    if not colon or path.exists() or "/" in tail:
+        return path, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise UserError(f"--adapter {text}: '{tail}' is not a weight: write DIR:0.5.")
+    return files.user_path(head), weight
+
+
+def read_adapters(
+    adapters: Sequence[tuple[str | Path, float]], args: ModelArgs, base: BaseDigest
+) -> list[tuple[Adapter, float]]:
+    """Read adapters with their weights, and check that they fit a checkpoint and one another.
+
+    Raises UserError as `read_adapter`, for those of another base, and for a DoRA adapter that does
+    not stand alone with weight 1: its lengths are those of its own base's columns.
+    """
+    found = [(read_adapter(folder), weight) for folder, weight in adapters]
+    for adapter, weight in found:
+        check_base(adapter.folder, adapter.base, base)
+        adapter.check_fits(args)
+        if adapter.kind == "dora" and (len(found) > 1 or weight != 1):
+            raise UserError(
+                f"The adapter {adapter.folder} is of the kind dora: it goes alone and with weight "
+                "1. Fuse it first, and add others to what comes out."
+            )
+    return found
+
+
+def load_adapters(model: Model, adapters: Sequence[tuple[str | Path, float]]) -> None:
+    """Put adapters, each (folder, weight), on a loaded model, whose layers are then frozen.
+
+    Several on one module are one of the sum of their ranks. The model is in evaluation mode
+    afterwards (no dropout). Raises UserError as `read_adapters`, and for adapters trained through
+    INT4, which change the base's codes: fuse them.
+    """
+    found = read_adapters(adapters, model.args, base_digest(model.source.folder))
+    for adapter, _ in found:
+        if adapter.through_int4:
+            raise UserError(
+                f"The adapter {adapter.folder} was trained through INT4: it is fused, not attached."
+            )
+    options: dict[str, dict[str, Any]] = {}
+    parameters: list[tuple[str, mx.array]] = []
+    for path in dict.fromkeys(path for adapter, _ in found for path in adapter.tensors):
+        parts = [(a.read(path), a.scale * w) for a, w in found if path in a.tensors]
+        joined = {
+            "lora_a": mx.concatenate([part["lora_a"] for part, _ in parts], axis=-1),
+            "lora_b": mx.concatenate([part["lora_b"] * s for part, s in parts], axis=-2),
+        }
+        if "m" in parts[0][0]:
+            joined["m"] = parts[0][0]["m"]
+        options[path] = {"r": joined["lora_a"].shape[-1], "scale": 1.0, "dora": "m" in joined}
+        parameters += [(f"{path}.{part}", array) for part, array in joined.items()]
+    wrap(model, options)
+    model.update(tree_unflatten(parameters))
+    mx.eval(model.trainable_parameters())
+    model.eval()
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / CONFIG).is_file():
+        raise UserError(
+            f"{target} exists and is not an adapter's folder, so it is not overwritten: choose "
+            "another name."
+        )
+    if not overwrite:
+        raise UserError(f"{target} exists: choose another folder, or replace it (--overwrite).")
