@@ -89,7 +89,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         byte = error.object[error.start]
         raise ValueError(f"is not UTF-8 text: its byte {error.start + 1} is {byte:#04x}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON: {error.msg}, at column {error.colno}") from None
+        cut = "" if line.endswith(b"\n") else "; the file ends there, so it may not be whole"
+        raise ValueError(f"is not valid JSON: {error.msg}, at column {error.colno}{cut}") from None
     except files.KeyTwice:
         raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
