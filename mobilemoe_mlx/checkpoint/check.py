@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mobilemoe_mlx import end_tokens, files, int4
+from mobilemoe_mlx.checkpoint.foreign import foreign_files
 from mobilemoe_mlx.checkpoint.layouts import (
     Expected,
     Layout,
@@ -30,8 +31,6 @@ from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.files import visible
 
 INDEX_FILE = "model.safetensors.index.json"
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 _LAYER = re.compile(r"(?<=model\.layers\.)\d+(?=\.)")
 
@@ -221,13 +220,8 @@ def _read_index(folder: Path, found: _Found) -> dict[str, str] | None:
 
 
 def _nothing_to_read(folder: Path) -> str:
-    pickles = sorted(p.name for p in visible(folder.iterdir()) if p.suffix in _PICKLES)
-    if pickles:
-        return (
-            f"the folder has no *.safetensors, only {', '.join(pickles)}: pickles can run code "
-            "when they are opened and are never read. Download the safetensors files"
-        )
-    return "the folder has no *.safetensors"
+    others = foreign_files(folder)
+    return "the folder has no *.safetensors" + ("" if others is None else f", only {others}")
 
 
 # Field of config.json -> its value, the tensor and the axis (never a packed one) it is the size of.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mobilemoe_mlx.checkpoint.foreign import foreign_files
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import user_path
 
@@ -37,7 +38,11 @@ def resolve(
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"{path} is a file: give the folder that it is in.")
+        if (why := foreign_files(path)) is not None:
+            raise UserError(f"{why} and give their folder.")
+        raise UserError(
+            f"{path} is a file: give the folder that config.json and *.safetensors are in."
+        )
     text = str(path_or_repo)
     may_be_repo = not isinstance(path_or_repo, Path) and _REPO_ID.fullmatch(text)
     # `runs/tiny` looks like a repo; where there is a folder `runs`, a path was meant.

@@ -117,6 +117,7 @@ def _toml(path: Path) -> tuple[Any, str]:
 
 def _folder(path: Path, name: str | None) -> tuple[Any, str]:
     from mobilemoe_mlx.checkpoint.adapter_info import describe_adapter, is_adapter
+    from mobilemoe_mlx.checkpoint.foreign import foreign_files
     from mobilemoe_mlx.train.run_info import describe_run, is_run
 
     if is_adapter(path):
@@ -126,4 +127,6 @@ def _folder(path: Path, name: str | None) -> tuple[Any, str]:
         if is_run(folder):
             run = describe_run(folder)
             return run.to_dict(), run.text()
+    if (why := foreign_files(path)) is not None:
+        raise UserError(f"{name} cannot be described: {why}.")
     raise UserError(f"{name} is nothing that can be described here: {_KNOWN}.")
