@@ -1,6 +1,6 @@
 // Every code path of this build and CPU against the plain C++ one in float32, on random weights: for
-// CPUs that only an emulator has (test_kernel_cross.py). Prints what differs; ends with 0 if nothing
-// does.
+// CPUs that only an emulator has (test_kernel_cross.py). Prints the code paths, fastest first, and how
+// far each is off; ends with 0 if none is too far.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -12,7 +12,8 @@
 namespace {
 
 // Relative L2 error of the logits of two layers, by precision: random layers blow up what is rounded.
-constexpr double kLimits[] = {2e-5, 1e-3, 3e-1};
+// With a cache of int8 a key that is a little off may be rounded to the next integer.
+constexpr double kLimits[] = {2e-5, 1e-3, 3e-1}, kInt8CacheLimits[] = {5e-3, 5e-3, 3e-1};
 constexpr int kCounts[] = {1, 2, 3, 31, 33};
 
 mobilemoe_error error;
@@ -73,7 +74,8 @@ int main() {
         }
         const double relative = std::sqrt(difference / size);
         std::printf("%s, precision %d, cache %d: %.1e\n", path, precision, cache_type, relative);
-        mistakes += !(relative < kLimits[precision]);
+        const double* limits = cache_type == MOBILEMOE_CACHE_INT8 ? kInt8CacheLimits : kLimits;
+        mistakes += !(relative < limits[precision]);
       }
     }
   }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 from kernel_library import Library
 
@@ -14,7 +16,11 @@ def library(kernel_is_built: None) -> Library:
     return Library(package.PATH)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512vnni"])
+X86 = platform.machine() in ("x86_64", "AMD64")
+CPU_PATHS = ["portable", *(["avx2", "avx512vnni"] if X86 else ["neon", "neondot", "neoni8mm"])]
+
+
+@pytest.fixture(params=CPU_PATHS)
 def cpu_path(request: pytest.FixtureRequest, library: Library) -> str:
     """Each code path in turn."""
     if request.param not in library.cpu_paths():

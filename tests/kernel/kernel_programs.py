@@ -10,13 +10,14 @@ from pathlib import Path
 KERNEL = Path(__file__).parents[2] / "coreml" / "kernel"
 
 
-def run(command: list[str]) -> None:
-    """Run a command; its output is the message of the failure."""
+def run(command: list[str]) -> str:
+    """Run a command; -> what it prints, which is the message of a failure too."""
     # Leaks are looked for with ptrace, which containers often forbid.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     output = (done.stdout + done.stderr)[-4000:]
     assert done.returncode == 0, f"{' '.join(command)}\n{output}"
+    return done.stdout
 
 
 def build(folder: Path, compiler: str, program: Path, options: list[str], link: list[str]) -> Path:

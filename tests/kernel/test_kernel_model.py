@@ -73,6 +73,22 @@ def test_a_narrow_cache_is_nearly_exact(library, folder, tokens, torch_logits, c
     assert 0 < np.median(errors) < {"float16": 1e-3, "int8": 3e-2}[cache]
 
 
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("norm", ["input_layernorm", "post_attention_layernorm"])
+def test_what_overflows_in_a_layer_is_seen_in_the_logits(
+    library, folder, tokens, cpu_path, norm, precision, cache
+):
+    args, tensors = folder
+    name = f"model.layers.0.{norm}.weight"
+    huge = np.full_like(tensors[name], 0x7F7F)  # bfloat16's largest, 3.39e38
+    session = model(library, (args, {**tensors, name: huge}), precision, cpu_path=cpu_path).session(
+        64, cache=cache
+    )
+    for part in (tokens[:9], tokens[9:10]):
+        assert not np.isfinite(session.feed(part, all_logits=True)).any()
+
+
 def test_exact_logits_do_not_depend_on_how_tokens_are_fed(library, folder, tokens, cpu_path):
     """Decode, prefill, any block, any cut, any number of threads: the same bits."""
     whole = model(library, folder, threads=1, cpu_path=cpu_path).session(64)

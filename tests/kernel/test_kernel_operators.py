@@ -70,6 +70,30 @@ def test_linear_takes_extreme_values(library: Library, cpu_path: str, precision:
         assert (np.abs(y - wanted) <= LIMITS[precision] * size + 1e-30).all()
 
 
+# Infinite, no number at all, or so large that the product with a scale is infinite.
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
+@pytest.mark.parametrize("precision", LIMITS)
+def test_what_is_not_finite_stays_so(
+    library: Library, cpu_path: str, precision: str, value: float
+) -> None:
+    """Of a token with such an activation no output is a plausible number; of the others all are."""
+    rng = np.random.default_rng(8)
+    m = reference.random_moe(rng, 96, 64, 32, 5)
+    for packed in (m.gate_up, m.down, m.shared_gate, m.shared_up, m.shared_down):
+        packed.scales[:] = 1000
+    runtime = library.runtime(precision, cpu_path=cpu_path)
+    for place in (*range(32), 50, 95):
+        for count in (1, 6):
+            x = activations(rng, count, 96)
+            x[0, place] = value
+            gate = runtime.linear(m.shared_gate.codes | 0x11, m.shared_gate.scales, x)  # no 0
+            assert not np.isfinite(gate[0]).any()
+            assert np.isfinite(gate[1:]).all()
+            y = runtime.moe_ffn(MoeShape(96, 64, 32, 5, 2, 1, 2.5), moe_weights(m), x)
+            assert not np.isfinite(y[0]).any()
+            assert np.isfinite(y[1:]).all()
+
+
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("count", COUNTS)
 def test_moe_ffn(library: Library, cpu_path: str, precision: str, count: int) -> None:

@@ -12,7 +12,7 @@ class RandomModel {
   // Codes have mean 0: with the mean of -0.5 that uniform codes in -8..7 have, activations collapse
   // onto one direction, which neither times nor errors of real models show.
   explicit RandomModel(const mobilemoe_config& config, int sliding_window = 0)
-      : config_(config), layers_(config.num_hidden_layers) {
+      : layers_(config.num_hidden_layers) {
     const size_t d = config.hidden_size, w = config.intermediate_size;
     const size_t e = config.num_local_experts, shared = config.intermediate_size_mlp;
     const size_t q = size_t(config.num_attention_heads) * config.head_dim;
@@ -92,7 +92,6 @@ class RandomModel {
     return tensor;
   }
 
-  const mobilemoe_config config_;
   uint64_t state_ = 0x9E3779B97F4A7C15u;
   size_t bytes_ = 0;
   std::vector<std::vector<uint8_t>> memory_;

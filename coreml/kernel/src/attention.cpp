@@ -87,8 +87,14 @@ void store_position(const LayerCache& cache, int head_dim, int head, int positio
                                               kBlock * (head_dim + value_width(head_dim)));
       for (int which = 0; which < 2; ++which) {
         float largest = 1e-30f;
-        for (int f = 0; f < head_dim; ++f) largest = std::max(largest, std::fabs(rows[which][f]));
-        scales[which * kBlock + position % kBlock] = largest / 127;
+        bool finite = true;
+        for (int f = 0; f < head_dim; ++f) {
+          largest = std::max(largest, std::fabs(rows[which][f]));
+          finite = finite && std::isfinite(rows[which][f]);
+        }
+        // What is not finite has no integer: all that is computed with the row is to be NaN.
+        scales[which * kBlock + position % kBlock] =
+            finite ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
         inverse[which] = 127 / largest;
       }
       store<int8_t>(cache, head_dim, head, position, key, value, [&](float x, int which) {

@@ -7,7 +7,8 @@
 //
 // Tile, besides what linear_many.h names:
 //   kFolded                    tokens that are folded together
-//   fold(...)                  of kFoldLanes blocks, see fold_avx2.h
+//   kFoldLanes                 blocks of 32 inputs that are folded together, a multiple of kLanes
+//   ratios(...), fold(...)     of kFoldLanes blocks, see fold_avx2.h
 //   fill_expert(codes, row_bytes, part, to)   unpacks 32 rows of outputs kOutputs * part on
 //   store_outputs(sums, y)     kOutputs sums, back into the order of the columns
 #pragma once
@@ -19,11 +20,8 @@
 
 namespace mobilemoe {
 
-// Of a prepared token's values and of a panel's ratios.
+// Of a prepared token's values.
 constexpr float kFullWord = 32767.0f;
-
-// Blocks of 32 inputs that are folded together.
-constexpr int kFoldLanes = 16;
 
 template <typename Tile>
 class ExpertMany {
@@ -31,6 +29,7 @@ class ExpertMany {
   using Value = typename Tile::Value;
   using TilePanel = Panel<typename Tile::Code, Tile::kOutputs>;
   static constexpr int kParts = kGroup / Tile::kOutputs;
+  static constexpr int kFoldLanes = Tile::kFoldLanes;
 
   static int padded(int inputs) {
     return (inputs / kGroup + kFoldLanes - 1) / kFoldLanes * kFoldLanes;
@@ -141,18 +140,7 @@ class ExpertMany {
       const uint8_t* at = task.scales + ((first + lane) * kGroup * row_groups + g) * 2;
       for (int r = 0; r < kGroup; ++r) scales[r][lane] = load<uint16_t>(at + r * row_groups * 2);
     }
-    typename V::Floats inverse[2];
-    for (int half = 0; half < 2; ++half) {
-      typename V::Floats largest = V::zero();
-      for (const auto& row : scales) largest = V::max(largest, V::widen(row + half * 8));
-      V::store(s.largest + first + half * 8, largest);
-      inverse[half] = V::zero_above(V::div(V::set(kFullWord), largest), 3e38f);
-    }
-    for (int r = 0; r < kGroup; ++r) {
-      V::store_words(s.ratios + first * kGroup + r * kFoldLanes,
-                     V::round(V::mul(V::widen(scales[r]), inverse[0])),
-                     V::round(V::mul(V::widen(scales[r] + 8), inverse[1])));
-    }
+    Tile::ratios(scales, s.largest + first, s.ratios + first * kGroup);
   }
 
   static void fold(const uint8_t* prepared, int inputs, int token, const Scratch& s) {

@@ -10,10 +10,10 @@
 //   V                   eight floats, for the rounding
 //   Wide                the vectors of the product: 4 lanes for each of kGroups groups of outputs
 //   kLimit              of the rounded activations
-//   kTogether           rows that are interleaved, their activations in one word of 32 bits
-//   pack(q)             makes that word
+//   kTogether, kWords   rows that are interleaved, and words of 32 bits that hold their activations
+//   pack(q, word)       makes one of those
 //   initial(sum)        with what sums begin: less what unsigned codes add
-//   Sums                of kGroups groups: begin(initial), add(codes of rows, word), flush(steps,
+//   Sums                of kGroups groups: begin(initial), add(codes of rows, words), flush(steps,
 //                       sums), which adds them to 32 floats a group
 //   store_group(sums, group, y)   the 32 columns of one of the groups, in their order
 #pragma once
@@ -29,7 +29,7 @@ class ExpertOne {
   using V = typename Inner::V;
   using Wide = typename Inner::Wide;
   static constexpr int kRows = 16;
-  static constexpr int kWords = kRows / Inner::kTogether;
+  static constexpr int kWords = kRows / Inner::kTogether * Inner::kWords;
   static constexpr int kGroups = Wide::kGroups;
 
   // Activations of 16 inputs times their scales, rounded per group of outputs. Groups are folded
@@ -44,6 +44,11 @@ class ExpertOne {
       initial = words + kWords * stride;
       steps = reinterpret_cast<float*>(initial + stride);
       sums = steps + stride;
+    }
+
+    // Those of row `r` and the kTogether - 1 behind it.
+    int32_t* words_of(int r) const {
+      return words + r / Inner::kTogether * Inner::kWords * stride;
     }
 
     const size_t stride;
@@ -100,7 +105,7 @@ class ExpertOne {
       for (int r = 0; r < kRows; ++r) {
         const uint8_t* at = scales + (static_cast<size_t>(r) * row_groups + g) * 2;
         products[r] = V::mul(V::load_scales(at, row_groups - g), V::set(x[r]));
-        largest = V::max(largest, V::absolute(products[r]));
+        largest = V::larger_size(largest, products[r]);
       }
       // 16 rows of scales ahead, a line for each four of these steps of eight groups.
       for (int line = 0; line < 4; ++line) {
@@ -115,10 +120,13 @@ class ExpertOne {
           q[i] = V::round(V::mul(products[r + i], inverse));
           sum = V::add_ints(sum, q[i]);
         }
-        V::store_ints(folded.words + r / Inner::kTogether * folded.stride + g, Inner::pack(q));
+        for (int word = 0; word < Inner::kWords; ++word) {
+          V::store_ints(folded.words_of(r) + word * folded.stride + g, Inner::pack(q, word));
+        }
       }
       V::store_ints(folded.initial + g, Inner::initial(sum));
-      V::store(folded.steps + g, V::div(largest, limit));
+      // NaN for what is not finite, as in round_group.
+      V::store(folded.steps + g, V::add(V::div(largest, limit), V::sub(largest, largest)));
     }
   }
 
@@ -148,7 +156,11 @@ class ExpertOne {
       for (int i = 0; i < Inner::kTogether; ++i) {
         rows[i] = Wide::load_codes(codes + (r + i) * row_bytes, groups);
       }
-      sums.add(rows, Wide::spread(folded.words + r / Inner::kTogether * folded.stride + g));
+      decltype(Wide::spread(folded.words)) words[Inner::kWords];
+      for (int word = 0; word < Inner::kWords; ++word) {
+        words[word] = Wide::spread(folded.words_of(r) + word * folded.stride + g);
+      }
+      sums.add(rows, words);
     }
     sums.flush(Wide::spread(folded.steps + g),
                folded.sums + static_cast<size_t>(column_group) * kGroup);

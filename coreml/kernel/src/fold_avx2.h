@@ -15,6 +15,27 @@ MOBILEMOE_BEGIN_AVX2
 namespace mobilemoe {
 namespace avx2 {
 
+constexpr int kFoldLanes = 16;  // blocks
+constexpr float kFullRatio = 32767.0f;
+
+// float16 scales [32][16] to ratios to the largest of each block.
+inline void fold_ratios(const uint16_t (*scales)[kFoldLanes], float* largest, int16_t* ratios) {
+  __m256 inverse[2];
+  for (int half = 0; half < 2; ++half) {
+    __m256 most = Avx2::zero();
+    for (int row = 0; row < kGroup; ++row) {
+      most = _mm256_max_ps(most, Avx2::widen(scales[row] + half * 8));
+    }
+    Avx2::store(largest + half * 8, most);
+    inverse[half] = Avx2::zero_above(Avx2::div(Avx2::set(kFullRatio), most), 3e38f);
+  }
+  for (int row = 0; row < kGroup; ++row) {
+    Avx2::store_words(ratios + row * kFoldLanes,
+                      Avx2::round(Avx2::mul(Avx2::widen(scales[row]), inverse[0])),
+                      Avx2::round(Avx2::mul(Avx2::widen(scales[row] + 8), inverse[1])));
+  }
+}
+
 // mulhrs divides by 2^15.
 inline __m256i fold_row(const int16_t* words, const int16_t* ratios, int row) {
   return _mm256_mulhrs_epi16(Avx2::load_32(words + row * 16), Avx2::load_32(ratios + row * 16));
@@ -45,7 +66,7 @@ inline __m256i fold_int8(const int16_t* words, const float* steps, const int16_t
     factors[half] = _mm256_cvttps_epi32(_mm256_min_ps(exact, Avx2::set(32767.0f)));
     const __m256 step = Avx2::mul(Avx2::load(steps + half * 8), Avx2::load(largest + half * 8));
     Avx2::store(new_steps + half * 8,
-                Avx2::div(Avx2::mul(step, Avx2::set(32768.0f / 32767.0f * 32768.0f)),
+                Avx2::div(Avx2::mul(step, Avx2::set(32768.0f / kFullRatio * 32768.0f)),
                           Avx2::to_floats(factors[half])));
   }
   const __m256i factor =
@@ -74,7 +95,7 @@ inline void fold_int16(const int16_t* words, const float* steps, const int16_t* 
   }
   for (int i = 0; i < 16; i += 8) {
     const __m256 step = Avx2::mul(Avx2::load(steps + i), Avx2::load(largest + i));
-    Avx2::store(new_steps + i, Avx2::mul(step, Avx2::set(32768.0f / 32767.0f)));
+    Avx2::store(new_steps + i, Avx2::mul(step, Avx2::set(32768.0f / kFullRatio)));
   }
 }
 

@@ -55,9 +55,9 @@ struct ExpertInt16 {
   using V = Avx2;
   using Wide = Pairs;
   static constexpr float kLimit = kInt16Limit;
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = 2, kWords = 1;
 
-  static __m256i pack(const __m256i* q) {
+  static __m256i pack(const __m256i* q, int) {
     return _mm256_blend_epi16(q[0], _mm256_slli_epi32(q[1], 16), 0xAA);
   }
   static __m256i initial(__m256i sum) {
@@ -74,7 +74,8 @@ struct ExpertInt16 {
         half[2] = _mm256_slli_epi32(initial, 8);
       }
     }
-    void add(const __m256i* rows, __m256i q) {
+    void add(const __m256i* rows, const __m256i* words) {
+      const __m256i q = words[0];
       const __m256i halves[2] = {
           _mm256_xor_si256(_mm256_unpacklo_epi16(rows[0], rows[1]), flip()),
           _mm256_xor_si256(_mm256_unpackhi_epi16(rows[0], rows[1]), flip())};
@@ -162,7 +163,7 @@ struct TileInt16 : Tile<int16_t, int16_t> {
     const int16_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
       const uint8_t* words[kCount];
-      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kPairs);
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block<kLanes>(block, kPairs);
       __m256i acc[kCount][2];
       for (auto& token : acc) token[0] = token[1] = _mm256_setzero_si256();
 #pragma GCC unroll 16

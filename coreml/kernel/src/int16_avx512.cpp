@@ -50,9 +50,9 @@ struct ExpertInt16 {
   using V = Avx512;
   using Wide = Quads;
   static constexpr float kLimit = kInt16Limit;
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = 2, kWords = 1;
 
-  static __m256i pack(const __m256i* q) {
+  static __m256i pack(const __m256i* q, int) {
     return _mm256_blend_epi16(q[0], _mm256_slli_epi32(q[1], 16), 0xAA);
   }
   static __m256i initial(__m256i sum) {
@@ -69,7 +69,8 @@ struct ExpertInt16 {
         half[2] = _mm512_slli_epi32(initial, 8);
       }
     }
-    void add(const __m512i* rows, __m512i q) {
+    void add(const __m512i* rows, const __m512i* words) {
+      const __m512i q = words[0];
       const __m512i halves[2] = {_mm512_unpacklo_epi16(rows[0], rows[1]),
                                  _mm512_unpackhi_epi16(rows[0], rows[1])};
       for (int half = 0; half < 2; ++half) {
@@ -148,7 +149,7 @@ struct TileInt16 : Tile<int16_t, int16_t> {
     const int16_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
       const uint8_t* words[kCount];
-      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kPairs);
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block<kLanes>(block, kPairs);
       __m512i acc[kCount][2];
       for (auto& token : acc) token[0] = token[1] = _mm512_setzero_si512();
 #pragma GCC unroll 16

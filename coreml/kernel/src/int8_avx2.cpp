@@ -53,10 +53,10 @@ struct ExpertInt8 {
   using V = Avx2;
   using Wide = Pairs;
   static constexpr float kLimit = kInt8Limit;
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = 2, kWords = 1;
 
   // Two bytes, twice.
-  static __m256i pack(const __m256i* q) {
+  static __m256i pack(const __m256i* q, int) {
     const __m256i byte = _mm256_set1_epi32(255);
     const __m256i pair = _mm256_or_si256(_mm256_and_si256(q[0], byte),
                                          _mm256_slli_epi32(_mm256_and_si256(q[1], byte), 8));
@@ -75,7 +75,8 @@ struct ExpertInt8 {
     __m256i acc[4];
 
     void begin(__m256i initial) { acc[0] = acc[1] = acc[2] = acc[3] = initial; }
-    void add(const __m256i* rows, __m256i q) {
+    void add(const __m256i* rows, const __m256i* words) {
+      const __m256i q = words[0];
       const __m256i mask = _mm256_set1_epi8(15);
       const __m256i halves[2] = {
           _mm256_xor_si256(_mm256_unpacklo_epi8(rows[0], rows[1]), flip()),
@@ -175,7 +176,7 @@ struct TileInt8 : Tile<int8_t, uint8_t> {
     const uint8_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
       const uint8_t* words[kCount];
-      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kQuads);
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block<kLanes>(block, kQuads);
       __m256i acc[kCount][2];
       for (int t = 0; t < kCount; ++t) {
         acc[t][0] = acc[t][1] = _mm256_set1_epi32(x[t].initial[block]);

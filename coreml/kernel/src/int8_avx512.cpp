@@ -46,9 +46,9 @@ struct ExpertInt8 {
   using V = Avx512;
   using Wide = Quads;
   static constexpr float kLimit = kInt8Limit;
-  static constexpr int kTogether = 4;
+  static constexpr int kTogether = 4, kWords = 1;
 
-  static __m256i pack(const __m256i* q) {
+  static __m256i pack(const __m256i* q, int) {
     const __m256i byte = _mm256_set1_epi32(255);
     const __m256i low = _mm256_or_si256(_mm256_and_si256(q[0], byte),
                                         _mm256_slli_epi32(_mm256_and_si256(q[1], byte), 8));
@@ -67,7 +67,8 @@ struct ExpertInt8 {
     void begin(__m512i initial) {
       for (auto& four : acc) four[0] = four[1] = initial;
     }
-    void add(const __m512i* rows, __m512i q) {
+    void add(const __m512i* rows, const __m512i* words) {
+      const __m512i q = words[0];
       const __m512i a = _mm512_unpacklo_epi8(rows[0], rows[1]);
       const __m512i b = _mm512_unpacklo_epi8(rows[2], rows[3]);
       const __m512i c = _mm512_unpackhi_epi8(rows[0], rows[1]);
@@ -158,7 +159,7 @@ struct TileInt8 : Tile<int8_t, uint8_t> {
     const uint8_t* codes = panel.codes;
     for (int block = 0; block < blocks; ++block) {
       const uint8_t* words[kCount];
-      for (int t = 0; t < kCount; ++t) words[t] = x[t].block(block, kQuads);
+      for (int t = 0; t < kCount; ++t) words[t] = x[t].block<kLanes>(block, kQuads);
       __m512i acc[kCount][2];
       for (int t = 0; t < kCount; ++t) {
         acc[t][0] = acc[t][1] = _mm512_set1_epi32(x[t].initial[block]);

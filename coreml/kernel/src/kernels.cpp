@@ -9,6 +9,8 @@ const Kernels* const* all_kernels(int* count) {
       &kAvx2,
 #endif
 #if defined(MOBILEMOE_ARM64)
+      &kNeonI8mm,
+      &kNeonDot,
       &kNeon,
 #endif
       &kPortable,

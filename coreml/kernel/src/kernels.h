@@ -125,6 +125,8 @@ extern const Kernels kAvx512;
 #if defined(__aarch64__) && defined(__GNUC__)
 #define MOBILEMOE_ARM64 1
 extern const Kernels kNeon;
+extern const Kernels kNeonDot;
+extern const Kernels kNeonI8mm;
 #endif
 
 // Code paths in this build, fastest first, `*count` of them.

@@ -9,6 +9,7 @@
 //   Value, Code             of rounded activations; of unpacked codes
 //   kLimit                  of the rounded activations
 //   kTokens, kOutputs       of a tile
+//   kLanes                  blocks whose words alternate, see tile_token.h
 //   order(q, x)             puts 32 rounded values in the order of a panel's codes
 //   initial(q)              with what a sum of the 32 products begins: less what unsigned codes add
 //   fill_linear(rows, to)   unpacks a group of kOutputs rows
@@ -54,9 +55,10 @@ template <typename Tile>
 class LinearMany {
   using Value = typename Tile::Value;
 
+  static constexpr int kLanes = Tile::kLanes;
   static constexpr int kWords = kGroup * sizeof(Value) / 4;  // of a block
 
-  static size_t padded(int columns) { return padded_blocks(columns / kGroup); }
+  static size_t padded(int columns) { return padded_blocks<kLanes>(columns / kGroup); }
   static TileToken token(const uint8_t* prepared, int columns) {
     const uint8_t* steps = prepared + padded(columns) * kWords * 4;
     return {prepared, reinterpret_cast<const float*>(steps),

@@ -1,6 +1,7 @@
 #include "products_portable.h"
 
 #include <cmath>
+#include <limits>
 
 #include "bytes.h"
 
@@ -24,10 +25,10 @@ void unpack_group(const uint8_t* bytes, int* codes) {
   }
 }
 
-// A rounded x / step, never beyond +-limit; 0 for what is not a number.
+// A rounded x / step, never beyond +-limit.
 int round_to(float x, float inverse_step, int limit) {
   const float scaled = x * inverse_step;
-  if (!(scaled > static_cast<float>(-limit))) return scaled == scaled ? -limit : 0;
+  if (scaled <= static_cast<float>(-limit)) return -limit;
   if (scaled >= static_cast<float>(limit)) return limit;
   return static_cast<int>(std::lrint(scaled));
 }
@@ -81,10 +82,14 @@ template <int kLimit>
 float quantise_group(const float* x, int32_t* q) {
   float largest = 0;
   for (int i = 0; i < kGroup; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+  // What is not finite has no integer: all sums with it are to be NaN.
+  bool finite = true;
+  for (int i = 0; i < kGroup; ++i) finite = finite && std::isfinite(x[i]);
   // Not 1 / step: for the smallest numbers that would be infinite.
   const float inverse = largest > 0 ? static_cast<float>(kLimit) / largest : 0.0f;
-  const bool usable = inverse <= 3e38f;
+  const bool usable = finite && inverse <= 3e38f;
   for (int i = 0; i < kGroup; ++i) q[i] = usable ? round_to(x[i], inverse, kLimit) : 0;
+  if (!finite) return std::numeric_limits<float>::quiet_NaN();
   return usable ? largest / static_cast<float>(kLimit) : 0.0f;
 }
 

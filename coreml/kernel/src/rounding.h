@@ -11,12 +11,12 @@ constexpr float kInt8Limit = 127.0f, kInt16Limit = 32767.0f;
 template <typename V>
 inline float largest_of_group(const float* x) {
   typename V::Floats largest = V::absolute(V::load(x));
-  for (int i = 8; i < kGroup; i += 8) largest = V::max(largest, V::absolute(V::load(x + i)));
-  return V::largest(largest);
+  for (int i = 8; i < kGroup; i += 8) largest = V::larger_size(largest, V::load(x + i));
+  return V::largest_size(largest);
 }
 
 // q = x / step, at most `limit`; returns the step. Zeros where limit / largest is no number to
-// multiply by.
+// multiply by. A value that is not finite has no integer: the step is NaN then, and all sums with it.
 template <typename V>
 inline float round_group(const float* x, float limit, int16_t* q) {
   const float largest = largest_of_group<V>(x);
@@ -26,7 +26,7 @@ inline float round_group(const float* x, float limit, int16_t* q) {
     V::store_words(q + i, V::round(V::mul(V::load(x + i), inverse)),
                    V::round(V::mul(V::load(x + i + 8), inverse)));
   }
-  return largest / limit;
+  return largest / limit + (largest - largest);
 }
 
 }  // namespace mobilemoe

@@ -2,6 +2,7 @@
 // a block stay in 8 of the 16 registers. Included where vectors_avx2.h says.
 #pragma once
 
+#include "fold_avx2.h"
 #include "linear_many.h"
 #include "products_avx2.h"
 
@@ -14,6 +15,11 @@ struct Tile {
   using Value = ValueOf;
   using Code = CodeOf;
   static constexpr int kTokens = 4, kOutputs = 16, kFolded = 16;
+  static constexpr int kLanes = 8, kFoldLanes = avx2::kFoldLanes;
+
+  static void ratios(const uint16_t (*scales)[kFoldLanes], float* largest, int16_t* ratios) {
+    fold_ratios(scales, largest, ratios);
+  }
 
   static void store_outputs(const float* sums, float* y) {
     Avx2::store_columns(sums, sums + 8, y);

@@ -2,6 +2,7 @@
 // sums stay in 24 of the 32 registers. Included where vectors_avx512.h says.
 #pragma once
 
+#include "fold_avx2.h"
 #include "linear_many.h"
 #include "vectors_avx512.h"
 
@@ -14,6 +15,11 @@ struct Tile {
   using Value = ValueOf;
   using Code = CodeOf;
   static constexpr int kTokens = 6, kOutputs = 32, kFolded = 6;
+  static constexpr int kLanes = 8, kFoldLanes = avx2::kFoldLanes;
+
+  static void ratios(const uint16_t (*scales)[kFoldLanes], float* largest, int16_t* ratios) {
+    avx2::fold_ratios(scales, largest, ratios);
+  }
 
   static void store_outputs(const float* sums, float* y) { store_columns(sums, y); }
 };

@@ -7,22 +7,23 @@
 
 namespace mobilemoe {
 
-// Blocks of 32 inputs whose activations lie together, a word of 32 bits of each in turn: so they come
-// when a vector has a lane for each block (fold_avx2.h).
-constexpr int kLanes = 8;
-
-inline int padded_blocks(int blocks) { return (blocks + kLanes - 1) / kLanes * kLanes; }
-
-// A token as tiles read it: words of 2 or 4 activations, which a product multiplies and adds up.
+// A token as tiles read it. Of kLanes blocks of 32 inputs the activations lie together, a word of 32
+// bits of each in turn: so they come when a vector has a lane for each block (fold_avx2.h).
 struct TileToken {
   const uint8_t* x;        // [padded blocks / kLanes][words of a block][kLanes] words of 32 bits
   const float* steps;      // [padded blocks]
   const int32_t* initial;  // [padded blocks]
 
   // The first word of a block of `words`; the others follow kLanes words apart.
+  template <int kLanes>
   const uint8_t* block(int index, int words) const {
     return x + index / kLanes * (words * kLanes * 4) + index % kLanes * 4;
   }
 };
+
+template <int kLanes>
+inline int padded_blocks(int blocks) {
+  return (blocks + kLanes - 1) / kLanes * kLanes;
+}
 
 }  // namespace mobilemoe

@@ -68,6 +68,20 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
 
+  // The larger of `sizes` and |x|, and the largest of eight sizes. Compared as integers, whose order is
+  // that of floats without a sign: what is not a number comes out as larger than all.
+  static Floats larger_size(Floats sizes, Floats x) {
+    return _mm256_castsi256_ps(
+        _mm256_max_epi32(_mm256_castps_si256(sizes), _mm256_castps_si256(absolute(x))));
+  }
+  static float largest_size(Floats sizes) {
+    const Ints ints = _mm256_castps_si256(sizes);
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4E));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xB1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(half));
+  }
+
   static Ints set_ints(int32_t x) { return _mm256_set1_epi32(x); }
   static Ints load_ints(const int32_t* x) { return load_32(x); }
   static void store_ints(void* to, Ints x) {

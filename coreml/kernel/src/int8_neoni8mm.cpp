@@ -1,0 +1,24 @@
+// The products of int8 with NEON's smmla for many tokens, and its sdot for one.
+#include "code_paths_arm64.h"
+#include "vectors_neoni8mm.h"
+
+#if defined(MOBILEMOE_ARM64)
+
+MOBILEMOE_BEGIN_NEONI8MM
+
+#include "one_token_neon.h"
+#include "products.h"
+#include "tile_neoni8mm.h"
+
+namespace mobilemoe {
+namespace neoni8mm {
+
+extern const Products kInt8 =
+    RoundedProducts<LinearNeon<NeonI8mm, 1>, ExpertNeon<NeonI8mm, 1>, TileEights<1>>::table();
+
+}  // namespace neoni8mm
+}  // namespace mobilemoe
+
+MOBILEMOE_END
+
+#endif  // MOBILEMOE_ARM64
