@@ -89,7 +89,7 @@ def mixture_layer(
         packed=attention + 3 * hidden_size * shared_width,  # gate, up, down
         vectors=2 * hidden_size + experts,  # norms, selection biases
         router=experts * hidden_size,
-        expert=3 * hidden_size * expert_width,
+        expert=3 * hidden_size * expert_width if experts else 0,
         experts=experts,
         experts_per_token=experts_per_token,
         query_features=query_features,

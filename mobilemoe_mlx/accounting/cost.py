@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from mobilemoe_mlx.accounting.architecture import Architecture, Layer, mobilemoe
@@ -49,19 +50,19 @@ def cost(
         raise UserError(
             f"A context of {context} tokens: this model takes 1 to {model.max_position_embeddings}."
         )
-    layers = model.layers
+    layers = _runs(model)
     heads = model.embedding * (1 if model.tied else 2)
-    packed = heads + sum(each.packed + each.experts * each.expert for each in layers)
-    routers = sum(each.router for each in layers)
-    vectors = sum(each.vectors for each in layers) + model.final_norm
+    packed = heads + sum(n * (each.packed + each.experts * each.expert) for each, n in layers)
+    routers = sum(n * each.router for each, n in layers)
+    vectors = sum(n * each.vectors for each, n in layers) + model.final_norm
     total = packed + routers + vectors
-    idle = sum((each.experts - each.experts_per_token) * each.expert for each in layers)
+    idle = sum(n * (each.experts - each.experts_per_token) * each.expert for each, n in layers)
     looked_up = 0 if model.tied else model.embedding
     matmul = total - vectors - idle - looked_up
-    kept = sum(2 * _seen(each, context) * each.key_value_features for each in layers)
-    per_token = sum(2 * each.key_value_features for each in layers)
-    state_bytes = 4 * sum(each.state for each in layers)
-    other = attention_flops(model, context) + sum(each.state_flops for each in layers)
+    kept = sum(n * 2 * _seen(each, context) * each.key_value_features for each, n in layers)
+    per_token = sum(n * 2 * each.key_value_features for each, n in layers)
+    state_bytes = 4 * sum(n * each.state for each, n in layers)
+    other = attention_flops(model, context) + sum(n * each.state_flops for each, n in layers)
     return Accounting(
         context=context,
         total_parameters=total,
@@ -92,13 +93,18 @@ def weight_bytes_read(model: Architecture, *, quantized: bool) -> int:
     matmul = cost(model, 1).matmul_parameters
     if not quantized:
         return 2 * matmul
-    routers = sum(each.router for each in model.layers)
+    routers = sum(n * each.router for each, n in _runs(model))
     return _int4_bytes(matmul - routers, routers)
 
 
 def attention_flops(model: Architecture, context: int) -> int:
     """Queries x keys and weights x values: 2 x tokens seen x query features each, every layer."""
-    return sum(4 * _seen(each, context) * each.query_features for each in model.layers)
+    return sum(n * 4 * _seen(each, context) * each.query_features for each, n in _runs(model))
+
+
+def _runs(model: Architecture) -> list[tuple[Layer, int]]:
+    """Layers that follow each other and are alike, with their number."""
+    return [(layer, len(list(run))) for layer, run in itertools.groupby(model.layers)]
 
 
 def _seen(layer: Layer, context: int) -> int:

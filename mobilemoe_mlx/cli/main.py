@@ -52,6 +52,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "describe a size, a checkpoint, a package: parameters, bytes, FLOPs", False
         ),
         "compare": Command("compare MLX with PyTorch, layer by layer", True),
+        "scale": Command("ask the scaling law what to build and what to expect", False),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.errors import UserError
 
 BILLION = 1e9
@@ -85,9 +87,14 @@ class Law:
         `experts`: E. All are plain counts. Raises UserError unless active and tokens are positive
         and experts is at least 1. Says nothing of extrapolation: that is `outside`.
         """
-        n, d, e = self._logs(active, tokens, experts)
-        by_size, by_data = self._terms(n, d, e)
-        return _like(active, tokens, experts, by_size + by_data + self.c)
+        by_size, by_data = self.terms(active, tokens, experts)
+        return by_size + by_data + self.c
+
+    def terms(self, active: Numbers, tokens: Numbers, experts: Numbers) -> tuple[Numbers, Numbers]:
+        """What more active parameters, and what more tokens, would take away; as in `loss`."""
+        by_size, by_data = self._terms(*self._logs(active, tokens, experts))
+        kind = (active, tokens, experts)
+        return _like(*kind, by_size), _like(*kind, by_data)
 
     def gradient(self, active: Numbers, tokens: Numbers, experts: Numbers) -> Gradient:
         """The exact partial derivatives of `loss`; arguments and errors as there."""
@@ -116,7 +123,7 @@ class Law:
         return self.fitted_on.outside(active, tokens, experts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Coefficients, range and error as plain JSON; `Law(**...)` with a `Range` reads it."""
+        """Coefficients, range and error as plain JSON, which `read_law` takes."""
         return dataclasses.asdict(self)
 
     def _logs(self, active: Numbers, tokens: Numbers, experts: Numbers) -> tuple[Any, Any, Any]:
@@ -139,6 +146,21 @@ class Law:
         """d ln Ê / dE, which is Ê / (E - 1 + start)²."""
         start = 1 / (1 / self.experts_start - 1 / self.experts_max)
         return self.effective_experts(experts) / (np.asarray(experts, float) - 1 + start) ** 2
+
+
+def read_law(path: Path | str) -> Law:
+    """The law in what `scale fit --json FILE` wrote; raises UserError for another file."""
+    path = files.user_path(path)
+    record = files.read_json(path)
+    if not isinstance(record, dict) or "law" not in record:
+        raise UserError(
+            f"{path} is not what `mobilemoe scale fit --json FILE` writes: no law in it."
+        )
+    law = tables.read(Law, record["law"], f"{path}: law")
+    for name, span in dataclasses.asdict(law.fitted_on).items():
+        if len(span) != 2 or not 0 < span[0] <= span[1]:
+            raise UserError(f"{path}: law.fitted_on.{name} must be the least and the most.")
+    return law
 
 
 def _like(*arguments: Any) -> Any:

@@ -1,0 +1,98 @@
+"""`mobilemoe scale fit RESULTS`: a law from measured losses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mobilemoe_mlx import text_table
+from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.scale.pictures_option import (
+    add_pictures_argument,
+    check_pictures,
+    write_pictures,
+)
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.scaling.fit import Fit
+
+SUMMARY = "a law from measured losses (JSON Lines), with intervals, held-out error and rival forms"
+
+EXAMPLES: tuple[str, ...] = ()  # it needs results, which a sweep writes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the task's arguments."""
+    parser.add_argument(
+        "results", help="a run a line: active, tokens, experts, loss (docs/scaling.md)"
+    )
+    parser.add_argument(
+        "--form",
+        default="joint",
+        help="joint (the paper's), size interaction, data interaction, no interaction or dense",
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=200, metavar="DRAWS", help="for the intervals (200)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    add_pictures_argument(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the task."""
+    check_json(args.json)
+    check_pictures(args.pictures)
+    from mobilemoe_mlx.scaling.fit import compare_forms, fit
+    from mobilemoe_mlx.scaling.results import read_rows
+
+    rows = read_rows(args.results)
+    fitted = fit(rows, args.form, bootstrap=args.bootstrap, seed=args.seed)
+    others = compare_forms(rows, fitted, seed=args.seed)
+    record = fitted.to_dict()
+    record["forms"] = {
+        name: each
+        if isinstance(each, str)
+        else {"rmse": each.law.rmse, "held_out_rmse": each.held_out_rmse, "bic": each.bic}
+        for name, each in others.items()
+    }
+
+    def draw() -> dict[str, bytes]:
+        from mobilemoe_mlx.scaling.pictures import of_fit
+
+        return of_fit(fitted, rows)
+
+    record["pictures"] = write_pictures(args.pictures, draw)
+    write_json(args.json, record)
+    if not prints_json(args.json):
+        print("\n".join([_text(fitted, others), *record["pictures"]]))
+
+
+def _text(fitted: Fit, others: dict[str, Fit | str]) -> str:
+    rows = [["", "fitted", "95 % of the bootstrap"]]
+    for name, value in dataclasses.asdict(fitted.law).items():
+        if name in fitted.intervals:
+            low, high = fitted.intervals[name]
+            rows.append([name, f"{value:.4f}", f"{low:.4f} to {high:.4f}"])
+    lines = [f"{fitted.rows} rows, form '{fitted.form}'.", text_table.columns(rows), ""]
+    forms = [["form", "RMSE", "held out", "BIC"]]
+    for name, each in others.items():
+        if isinstance(each, str):
+            continue
+        out = "-" if each.held_out_rmse is None else f"{each.held_out_rmse:.4f}"
+        forms.append([name, f"{each.law.rmse:.4f}", out, f"{each.bic:.1f}"])
+    lines.append(text_table.columns(forms))
+    lines += [f"{name}: {each}" for name, each in others.items() if isinstance(each, str)]
+    spans = {
+        "active parameters": fitted.law.fitted_on.active,
+        "tokens": fitted.law.fitted_on.tokens,
+        "experts": fitted.law.fitted_on.experts,
+    }
+    within = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in spans.items())
+    held_out = (
+        f"; held out: the {fitted.held_out_rows} runs with the most training FLOPs"
+        if fitted.held_out_rmse is not None
+        else ""
+    )
+    return "\n".join([*lines, f"Fitted on {within}{held_out}."])

@@ -1,0 +1,119 @@
+"""The design space of the paper: expert equivalents, granularity, a shared expert, width, depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mobilemoe_mlx.accounting.architecture import Architecture, mixture_layer
+from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
+from mobilemoe_mlx.errors import UserError
+
+# Published of S, M and L (docs/model.md): heads, vocabulary, context.
+_HEAD_DIM, _KEY_VALUE_HEADS, _VOCABULARY, _CONTEXT = 64, 4, 128256, 8192
+_FEED_FORWARD_RATIO = 4  # width of the dense feed-forward layer over the hidden size
+SHARED_UNITS = 4  # active fine-grained experts that the one shared expert replaces
+
+# A width of query heads that the four key/value heads divide.
+WIDTH_STEP = _HEAD_DIM * _KEY_VALUE_HEADS
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One point of the design space, in the paper's symbols where it has them."""
+
+    E: int  # expert equivalents of a dense feed-forward layer, in all
+    k: int  # of them active for a token; E = k is a dense model
+    g: int  # fine-grained experts that each is split into
+    shared: bool  # four of the active fine-grained ones are fused into one that all tokens pass
+    hidden_size: int
+    layers: int
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every token passes all of it."""
+        return self.k == self.E
+
+    @property
+    def expert_width(self) -> int:
+        """Features of one fine-grained expert."""
+        return _FEED_FORWARD_RATIO * self.hidden_size // self.g
+
+    @property
+    def shared_width(self) -> int:
+        """Features of what all tokens pass: the shared expert, or the dense layer; 0: nothing."""
+        if self.is_dense:
+            return _FEED_FORWARD_RATIO * self.hidden_size * self.k
+        return SHARED_UNITS * self.expert_width * self.shared
+
+    @property
+    def routed(self) -> tuple[int, int]:
+        """Routed experts, and how many of them a token selects."""
+        if self.is_dense:
+            return 0, 0
+        fused = SHARED_UNITS * self.shared
+        return self.g * self.E - fused, self.g * self.k - fused
+
+    def architecture(self) -> Architecture:
+        """What its cost is counted from."""
+        experts, selected = self.routed
+        layer = mixture_layer(
+            hidden_size=self.hidden_size,
+            query_features=self.hidden_size,
+            key_value_features=_HEAD_DIM * _KEY_VALUE_HEADS,
+            experts=experts,
+            experts_per_token=selected,
+            expert_width=self.expert_width,
+            shared_width=self.shared_width,
+        )
+        return Architecture(
+            vocab_size=_VOCABULARY,
+            hidden_size=self.hidden_size,
+            tied=True,
+            max_position_embeddings=_CONTEXT,
+            attention_heads=self.hidden_size // _HEAD_DIM,
+            key_value_heads=_KEY_VALUE_HEADS,
+            layers=(layer,) * self.layers,
+        )
+
+    def model_args(self) -> ModelArgs:
+        """The configuration to build and train.
+
+        Raises UserError for a shape without a shared expert: this package's model has one always.
+        """
+        if self.is_dense or not self.shared:
+            raise UserError(
+                f"{self}: MobileMoE's configuration has no form without a shared expert."
+            )
+        experts, selected = self.routed
+        return ModelArgs(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden_size // _HEAD_DIM,
+            num_key_value_heads=_KEY_VALUE_HEADS,
+            head_dim=_HEAD_DIM,
+            intermediate_size=self.expert_width,
+            intermediate_size_mlp=self.shared_width,
+            num_local_experts=experts,
+            num_experts_per_tok=selected,
+            vocab_size=_VOCABULARY,
+            max_position_embeddings=_CONTEXT,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its six numbers as plain JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def __str__(self) -> str:
+        kind = "dense" if self.is_dense else f"g={self.g}{', shared' if self.shared else ''}"
+        return f"E={self.E}, k={self.k}, {kind}, {self.layers} layers of {self.hidden_size}"
+
+
+def can_share(k: int, g: int) -> bool:
+    """Whether a shared expert leaves a routed one to be selected."""
+    return g * k > SHARED_UNITS
+
+
+def fits_groups(hidden_size: int, g: int) -> bool:
+    """Whether the experts' width is made of whole INT4 groups."""
+    return _FEED_FORWARD_RATIO * hidden_size % (g * GROUP_SIZE) == 0
