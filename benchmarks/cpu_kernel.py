@@ -16,16 +16,59 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx.bench.contenders import Contender, llama_cpp_command, llama_cpp_shape
 from mobilemoe_mlx.bench.machine import cpu
+from mobilemoe_mlx.bench.measure import Process
+from mobilemoe_mlx.config import PRESETS
+from mobilemoe_mlx.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ROOT / "coreml" / "kernel"
+DECODED = 32  # tokens that are timed in decoding, as in bench.cpp
 TOKEN_BYTES = 156.5e6  # what decoding one token of S reads of its weights
 
 Round = dict[str, Any]
+
+
+class LlamaCpp:
+    """llama.cpp on a random model of S's sizes, timed as bench.cpp times ours."""
+
+    name = "llama.cpp"
+
+    def __init__(
+        self, python: str, threads: int, prompts: Sequence[int], contexts: Sequence[int]
+    ) -> None:
+        self.rounds: list[Round] = []
+        self._prompts, self._contexts = prompts, contexts
+        room = max(*prompts, *(context + 1 + DECODED for context in contexts))
+        shape = llama_cpp_shape(PRESETS["S"])
+        self._process = Process(
+            Contender(self.name, llama_cpp_command(shape, threads, room, python))
+        )
+        print(self._process.description)
+
+    def round(self) -> None:
+        """Time one round."""
+        found: Round = {}
+        for prompt in self._prompts:
+            found[f"prefill_{prompt}"] = prompt / self._run(prompt, 0)["first_token_seconds"]
+        for context in self._contexts:
+            answer = self._run(context + 1, DECODED)
+            found[f"decode_{context}"] = DECODED / answer["decode_seconds"]
+            found["peak_rss_mb"] = answer["peak_bytes"] // 2**20
+        self.rounds.append(found)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.__exit__()
+
+    def _run(self, prompt: int, decoded: int) -> dict[str, Any]:
+        tokens = [i * 7919 % PRESETS["S"].vocab_size for i in range(prompt + decoded)]
+        return self._process.run(tokens, prompt)
 
 
 class Engine:
@@ -71,7 +114,7 @@ def build(folder: Path) -> Path:
     return target
 
 
-def report(engines: list[Engine], figures: list[str]) -> None:
+def report(engines: Sequence[Engine | LlamaCpp], figures: list[str]) -> None:
     """Print a table of medians, and of ratios to the rival of each where it ran."""
     by_name = {engine.name: engine for engine in engines}
     print(f"{cpu()}\n\n| | {' | '.join(figures)} | peak RSS, MB |")
@@ -118,14 +161,13 @@ def main() -> int:
         "--llama-python",
         help="a Python that has llama-cpp-python and gguf; without it, no comparison",
     )
-    parser.add_argument("--gguf", type=Path, help="keep the rival's random model here")
     parser.add_argument("--json", type=Path, help="write every round here")
     options = parser.parse_args()
     common = ["--threads", str(options.threads)]
     common += ["--contexts", options.contexts, "--prompts", options.prompts]
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder))
-        engines = [
+        engines: list[Engine | LlamaCpp] = [
             Engine(
                 f"{shape}, {name}",
                 [str(program), "--rounds", "0", "--shape", shape, "--precision", name, *common],
@@ -134,10 +176,10 @@ def main() -> int:
             for name in options.precisions.split(",")
         ]
         if options.llama_python:
-            model = options.gguf or Path(folder) / "rival.gguf"
-            script = str(Path(__file__).with_name("llama_cpp_rival.py"))
-            command = [options.llama_python, script, str(model), *common]
-            engines.append(Engine("llama.cpp", command))
+            prompts, contexts = (
+                [int(n) for n in text.split(",")] for text in (options.prompts, options.contexts)
+            )
+            engines.append(LlamaCpp(options.llama_python, options.threads, prompts, contexts))
         for _ in range(options.rounds + 1):
             for engine in engines:
                 engine.round()
@@ -154,4 +196,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(str(error))

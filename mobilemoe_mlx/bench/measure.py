@@ -4,71 +4,41 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx.accounting.cost import bytes_read_per_token
+from mobilemoe_mlx.bench.contenders import Contender, engines, rival
 from mobilemoe_mlx.bench.machine import Bandwidth, cpu
 from mobilemoe_mlx.bench.prompts import real_tokens, window
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel import library
-from mobilemoe_mlx.engines import ENGINES
-from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.errors import UserError
 
 SHORT_PROMPT = 32  # tokens of the first prompt, which is timed from the start of the process
 DECODED = 32  # tokens after each prompt
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An engine, or a rival, and the command that starts its process (`worker.py`)."""
-
-    name: str
-    command: tuple[str, ...]
-
-
-def contenders(
-    folder: Path, args: ModelArgs, names: Sequence[str], threads: int
-) -> list[Contender]:
-    """Those that `names` ask for, "cpu:int8", say; without names all that can run here.
-
-    Raises UserError for an engine or precision that there is not.
-    """
-    if not names:
-        on_cpu = [f"cpu:{name}" for name in ("int8", "int16", "exact")]
-        names = [*on_cpu, "mlx"] if args.quantized and library.is_built() else ["mlx"]
-    found = []
-    for name in names:
-        engine, _, precision = name.partition(":")
-        if engine not in ENGINES:
-            raise UserError(f"There is no engine '{engine}'{did_you_mean(engine, ENGINES)}.")
-        options: dict[str, Any] = {"threads": threads} if engine == "cpu" else {}
-        if precision:
-            options["precision"] = precision
-        asked = {"folder": str(folder), "engine": engine, "options": options}
-        command = (sys.executable, "-m", "mobilemoe_mlx.bench.worker", json.dumps(asked))
-        found.append(Contender(name, command))
-    return found
 
 
 def bench(
     folder: Path,
     names: Sequence[str] = (),
     *,
+    rivals: Sequence[str] = (),
+    llama_python: str | None = None,
     prompts: Sequence[int] = (256, 1024, 4096, 8192),
     rounds: int = 5,
     threads: int = 2,
     most_seconds: float = 60.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Results:
-    """Measure engines on the checkpoint in `folder`; `names`: see `contenders`.
+    """Measure engines on the checkpoint in `folder`; `names`: see `contenders.engines`.
+
+    `rivals` of RIVALS take turns with them; `llama_python`: the Python that has llama.cpp.
 
     Each round gives every engine a prompt of each length, cut from other places of the standard
     library's documentation than the round before, and DECODED tokens after it. A prompt that would
@@ -81,19 +51,29 @@ def bench(
     if rounds < 1:
         raise UserError(f"{rounds} rounds: at least 1 is needed.")
     library.check_threads(threads)
-    rivals = contenders(folder, args, names, threads)
+    room = max(lengths[-1], SHORT_PROMPT) + DECODED
+    taking_part = engines(folder, args, names, threads)
+    taking_part += [rival(name, folder, args, threads, room, llama_python) for name in rivals]
     tokens = real_tokens(folder, args)
     results = Results(str(folder), cpu(), threads, rounds, bytes_read_per_token(args), [], [])
     with ExitStack() as stack:
         processes = []
-        for rival in rivals:
-            say(f"starting {rival.name}")
-            process = stack.enter_context(Process(rival))
+        for contender in taking_part:
+            say(f"starting {contender.name}")
+            process = stack.enter_context(Process(contender))
             first = process.run(tokens[: SHORT_PROMPT + DECODED], SHORT_PROMPT)
             started = process.seconds_since_start - first["decode_seconds"]
             process.note_speed(SHORT_PROMPT, first)
             processes.append(process)
-            results.engines.append(EngineResults(rival.name, process.description, started))
+            results.engines.append(
+                EngineResults(
+                    contender.name,
+                    process.description,
+                    started,
+                    is_rival=contender.is_rival,
+                    reads_int4=contender.reads_int4,
+                )
+            )
         bandwidth = Bandwidth(threads)
         for number in range(rounds):
             results.bandwidth.append(bandwidth.measure())
@@ -108,11 +88,11 @@ def bench(
                         continue
                     say(f"round {number + 1} of {rounds}, {length:,} tokens, {engine.name}")
                     _add(engine.contexts, length, process, text)
-    for rival, engine in zip(rivals, results.engines, strict=True):
-        if engine.contexts:
-            say(f"repeated tokens, {rival.name}")
+    for contender, engine in zip(taking_part, results.engines, strict=True):
+        if engine.contexts and not contender.is_rival:
+            say(f"repeated tokens, {contender.name}")
             length = min(engine.contexts)
-            with Process(rival) as process:
+            with Process(contender) as process:
                 again: dict[int, Measured] = {}
                 _add(again, length, process, tokens[:1] * (length + DECODED))
                 engine.repeated = again[length]
@@ -149,7 +129,7 @@ class Process:
     """A running contender."""
 
     def __init__(self, contender: Contender) -> None:
-        self._name = contender.name
+        self._name, self._recomputes = contender.name, contender.recomputes
         self._start = time.perf_counter()
         self._process = subprocess.Popen(
             contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -190,7 +170,8 @@ class Process:
     def predicted_seconds(self, prompt: int) -> float:
         """What a prompt of this length will take at the speed seen so far."""
         seen, first, decode = self._speed
-        return first * prompt / seen + decode
+        longer = prompt / seen
+        return first * longer + (decode * longer if self._recomputes else decode)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

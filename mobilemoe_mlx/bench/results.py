@@ -51,6 +51,8 @@ class EngineResults:
     contexts: dict[int, Measured] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)  # prompts that would have taken too long
     repeated: Measured | None = None  # one token over and over, in a fresh process
+    is_rival: bool = False
+    reads_int4: bool = True  # whether a token reads `Results.token_bytes` of weights
 
 
 @dataclass

@@ -26,7 +26,7 @@ def as_text(results: Results, before: Results | None = None) -> str:
         for prompt, measured in engine.contexts.items():
             old = None if before is None else before.find(engine.name, prompt)
             rows.append(_row(results, engine, measured, old))
-        rows += [[engine.name, f"{n:,}", *["-"] * 6] for n in engine.left_out]
+        rows += [[_name(engine), f"{n:,}", *["-"] * 6] for n in engine.left_out]
     rate = statistics.median(results.bandwidth) / 1e9
     rounds = "one round" if results.rounds == 1 else f"medians of {results.rounds} rounds in turns"
     lines = [
@@ -40,7 +40,7 @@ def as_text(results: Results, before: Results | None = None) -> str:
         *(_repeated(e) for e in results.engines if _tells(e)),
     ]
     if any(engine.left_out for engine in results.engines):
-        lines.append("-: would have taken longer than --most-seconds.")
+        lines.append("A row of -: would have taken longer than --most-seconds.")
     if before is not None:
         lines.append("x: times the earlier figure.")
     return "\n".join(lines)
@@ -56,15 +56,19 @@ def _row(
 
     touched = measured.touched_bytes
     return [
-        engine.name,
+        _name(engine),
         f"{measured.prompt:,}",
         f"{measured.first_token:.3g}",
         rate("prefill"),
         rate("decode"),
-        f"{100 * results.bandwidth_share(measured):.0f} %",
+        f"{100 * results.bandwidth_share(measured):.0f} %" if engine.reads_int4 else "-",
         text_table.size(measured.peak_bytes),
         text_table.size(touched) if touched else "-",
     ]
+
+
+def _name(engine: EngineResults) -> str:
+    return f"{engine.name} (rival)" if engine.is_rival else engine.name
 
 
 def _start(engine: EngineResults) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mobilemoe_mlx import mlx_on_linux
 from mobilemoe_mlx.errors import UserError
@@ -24,29 +25,43 @@ from mobilemoe_mlx.errors import UserError
 mlx_on_linux.prepare()
 
 
+class Session(Protocol):
+    """What a conversation is fed to; its result is not looked at."""
+
+    def feed(self, token_ids: list[int], /) -> object:
+        """Append tokens and compute the logits after them."""
+
+
 def main() -> int:
-    """Serve requests until standard input ends."""
+    """Open the engine and serve requests until standard input ends."""
     from mobilemoe_mlx.engines import open_engine
-    from mobilemoe_mlx.memory import peak_memory_bytes
 
     asked = json.loads(sys.argv[1])
     try:
         engine = open_engine(asked["folder"], asked["engine"], **asked["options"])
     except UserError as error:
-        _say({"error": str(error)})
+        say({"error": str(error)})
         return 2
-    _say({"description": engine.describe()})
+    say({"description": engine.describe()})
+    serve(engine.session)
+    return 0
+
+
+def serve(session_of: Callable[[int], Session]) -> None:
+    """Answer requests until standard input ends; `session_of`: room for so many tokens."""
+    from mobilemoe_mlx.memory import peak_memory_bytes
+
     for line in sys.stdin:
         request = json.loads(line)
         tokens, prompt = request["tokens"], request["prompt"]
-        session = engine.session(len(tokens))
+        session = session_of(len(tokens))
         start = time.perf_counter()
         session.feed(tokens[:prompt])
         first = time.perf_counter()
         for token in tokens[prompt:]:
             session.feed([token])
         last = time.perf_counter()
-        _say(
+        say(
             {
                 "first_token_seconds": first - start,
                 "decode_seconds": last - first,
@@ -54,10 +69,10 @@ def main() -> int:
                 "touched_bytes": _touched_bytes(),
             }
         )
-    return 0
 
 
-def _say(answer: dict[str, Any]) -> None:
+def say(answer: dict[str, Any]) -> None:
+    """Write one line."""
     print(json.dumps(answer), flush=True)
 
 

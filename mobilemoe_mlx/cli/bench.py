@@ -1,4 +1,4 @@
-"""`mobilemoe bench MODEL`: speed and memory of every engine, measured in turns."""
+"""`mobilemoe bench MODEL`: speed and memory of engines and rivals, measured in turns."""
 
 from __future__ import annotations
 
@@ -26,6 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME[:PRECISION]",
         help="cpu:int8, cpu:int16, cpu:exact or mlx; may be repeated (default: all that run here)",
+    )
+    parser.add_argument(
+        "--rivals",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,NAME",
+        help="torch (our PyTorch reference, slow: no cache, float32) and llama.cpp (another "
+        "architecture of the same shape with random weights) take turns with the engines "
+        "(default: none, since they take long)",
+    )
+    parser.add_argument(
+        "--llama-python",
+        metavar="FILE",
+        help="the Python that has llama-cpp-python and gguf (default: the one that runs this)",
     )
     parser.add_argument(
         "--contexts",
@@ -65,6 +79,8 @@ def run(args: argparse.Namespace) -> None:
     results = bench(
         resolve(args.model),
         args.engine,
+        rivals=args.rivals,
+        llama_python=args.llama_python,
         prompts=args.contexts,
         rounds=args.rounds,
         threads=default_threads() if args.threads is None else args.threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from mobilemoe_mlx.accounting.cost import bytes_read_per_token
-from mobilemoe_mlx.bench.measure import DECODED, Contender, Process, bench, contenders
+from mobilemoe_mlx.bench.contenders import Contender, engines
+from mobilemoe_mlx.bench.measure import DECODED, Process, bench
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results, read_results
 from mobilemoe_mlx.bench.table import as_text
+from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
 from mobilemoe_mlx.cli import main
 from mobilemoe_mlx.config import PRESETS, ModelArgs
 from mobilemoe_mlx.errors import UserError
@@ -128,7 +131,7 @@ def test_what_it_refuses(
     ):
         with pytest.raises(UserError, match=message):
             bench(int4_folder, **wrong)
-    assert [c.name for c in contenders(bf16_folder, tiny_args, [], 2)] == ["mlx"]
+    assert [c.name for c in engines(bf16_folder, tiny_args, [], 2)] == ["mlx"]
 
 
 def test_a_process_that_dies_is_told() -> None:
@@ -167,3 +170,62 @@ def test_the_command(
         main.main([*line, "--contexts", "1x"])
     assert "'1x' is not like 256,1k,4k" in capsys.readouterr().err
     assert main.main([*line, "--picture", str(tmp_path / "no" / "it.png")]) == 2
+
+
+def test_torch_as_a_rival(int4_folder: Path, kernel_is_built: None) -> None:
+    pytest.importorskip("torch")
+    found = bench(int4_folder, ["cpu"], rivals=["torch"], prompts=[16], rounds=1, threads=1)
+    ours, torch = found.engines
+    assert (ours.is_rival, torch.is_rival) == (False, True)
+    assert "PyTorch" in torch.description and torch.repeated is None
+    assert len(torch.contexts[16].decode_seconds) == 1
+    text = as_text(found)
+    row = next(line for line in text.splitlines() if line.startswith("torch (rival)"))
+    assert " % " not in row  # it reads float32, so that no share of the bandwidth is told
+
+
+@pytest.fixture
+def square_folder(tmp_path: Path, tiny_args: ModelArgs) -> Path:
+    """A checkpoint of sizes that llama.cpp's architecture takes."""
+    args = dataclasses.replace(tiny_args, num_attention_heads=4)
+    write_random_checkpoint(tmp_path / "model", args, quantized=True)
+    return tmp_path / "model"
+
+
+def test_llama_cpp_as_a_rival(square_folder: Path, kernel_is_built: None) -> None:
+    for package in ("llama_cpp", "gguf"):
+        pytest.importorskip(package)
+    found = bench(square_folder, ["cpu"], rivals=["llama.cpp"], prompts=[16, 200], rounds=2)
+    theirs = found.engines[1]
+    assert theirs.is_rival and theirs.description.startswith("another architecture of the same")
+    assert list(theirs.contexts) == [16, 200] and len(theirs.contexts[200].decode_seconds) == 2
+    assert "llama.cpp (rival)" in as_text(found)
+
+
+def test_rivals_that_cannot_be(
+    int4_folder: Path, square_folder: Path, tiny_args: ModelArgs, tmp_path: Path
+) -> None:
+    bare = tmp_path / "python"  # without any package
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    for rivals, python, message in (
+        (["llama"], None, "no rival 'llama' .did you mean 'llama.cpp'"),
+        (["llama.cpp"], "no-such-program", "no program no-such-program"),
+        (["llama.cpp"], str(bare), "needs llama-cpp-python and gguf.* No module named"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bench(square_folder, ["cpu"], rivals=rivals, llama_python=python, prompts=[16])
+    with pytest.raises(UserError, match="this checkpoint has 96 and 64: leave out"):
+        bench(int4_folder, ["cpu"], rivals=["llama.cpp"], prompts=[16])
+    with pytest.raises(UserError, match="torch is no engine but a rival: --rivals torch"):
+        bench(int4_folder, ["torch"], prompts=[16])
+
+
+def test_what_computes_everything_anew_takes_longer_for_it(tmp_path: Path) -> None:
+    code = "import json; print(json.dumps({'description': 'x'}), flush=True)"
+    speed = {"first_token_seconds": 1.0, "decode_seconds": 3.0}
+    for recomputes, seconds in ((False, 4 * 1.0 + 3.0), (True, 4 * 1.0 + 4 * 3.0)):
+        contender = Contender("x", (sys.executable, "-c", code), recomputes=recomputes)
+        with Process(contender) as process:
+            process.note_speed(100, speed)
+            assert process.predicted_seconds(400) == seconds

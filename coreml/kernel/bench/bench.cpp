@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -65,6 +66,10 @@ std::vector<int> numbers(const std::string& text) {
   std::stringstream stream(text);
   for (std::string part; std::getline(stream, part, ',');) values.push_back(std::atoi(part.c_str()));
   return values;
+}
+
+bool contains(const std::vector<int>& values, int value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
 }
 
 mobilemoe_config config_of(const std::string& shape) {
@@ -141,19 +146,19 @@ int main(int argc, char** argv) {
                 "\"bandwidth_gb_s\": %.1f",
                 options["--shape"].c_str(), options["--precision"].c_str(), threads,
                 mobilemoe_runtime_cpu_path(runtime), weights.bytes(), memory_rate);
-    for (const int prompt : prompts) {
+    // A prompt that is a context too is fed once for both.
+    std::set<int> lengths(prompts.begin(), prompts.end());
+    lengths.insert(contexts.begin(), contexts.end());
+    for (const int length : lengths) {
       check(mobilemoe_session_rewind(session, 0, &error), error);
-      const double start = now();
-      feed(0, prompt);
-      std::printf(", \"prefill_%d\": %.1f", prompt, prompt / (now() - start));
-    }
-    for (const int context : contexts) {
-      check(mobilemoe_session_rewind(session, 0, &error), error);
-      if (context > 0) feed(0, context);
-      feed(context, 1);
-      const double start = now();
-      for (int i = 1; i <= kDecodeTokens; ++i) feed(context + i, 1);
-      std::printf(", \"decode_%d\": %.1f", context, kDecodeTokens / (now() - start));
+      double start = now();
+      if (length > 0) feed(0, length);
+      if (contains(prompts, length)) std::printf(", \"prefill_%d\": %.1f", length, length / (now() - start));
+      if (!contains(contexts, length)) continue;
+      feed(length, 1);
+      start = now();
+      for (int i = 1; i <= kDecodeTokens; ++i) feed(length + i, 1);
+      std::printf(", \"decode_%d\": %.1f", length, kDecodeTokens / (now() - start));
     }
     rusage usage;
     getrusage(RUSAGE_SELF, &usage);
