@@ -137,14 +137,15 @@ def report(engines: Sequence[Engine | LlamaCpp], figures: list[str]) -> None:
     for engine in engines:
         is_s = engine.name.startswith("S, ")  # whose bytes a token are known
         if is_s and "decode_0" in figures:
-            # Measured anew in each round, in the same process.
+            # Measured just before and after decoding: what a virtual machine gets changes.
+            rates = [r["bandwidth_0"] for r in engine.rounds]
             shares = [
-                r["decode_0"] * TOKEN_BYTES / 1e9 / r["bandwidth_gb_s"] for r in engine.rounds
+                100 * r["decode_0"] * TOKEN_BYTES / 1e9 / r["bandwidth_0"] for r in engine.rounds
             ]
-            rate = statistics.median(r["bandwidth_gb_s"] for r in engine.rounds)
             print(
-                f"\n{engine.name}: {rate:.1f} GB/s of memory measured; "
-                f"decode uses {100 * statistics.median(shares):.0f} % of it.",
+                f"\n{engine.name}: {statistics.median(rates):.0f} ({min(rates):.0f}-"
+                f"{max(rates):.0f}) GB/s of memory measured; decode uses "
+                f"{statistics.median(shares):.0f} % ({min(shares):.0f}-{max(shares):.0f}) of it.",
             )
 
 

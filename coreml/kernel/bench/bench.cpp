@@ -1,4 +1,5 @@
-// Times a full-size model with random weights; prints one JSON line per round: tokens per second.
+// Times a full-size model with random weights in a map of a temporary file; prints one JSON line per
+// round: tokens per second, and beside decoding what the memory gives just before and after it.
 //
 // bench [--shape S|M|L|pro] [--precision exact|int16|int8] [--threads N] [--contexts 0,1024]
 //       [--prompts 512,1024] [--cache float32|float16|int8] [--cpu-path NAME] [--rounds N]
@@ -108,7 +109,7 @@ int main(int argc, char** argv) {
   check(mobilemoe_rope_periods(config.head_dim, 500000, 16, 1, 1, 8192, periods.data(), &error), error);
   config.rope_periods = periods.data();
 
-  const RandomModel weights(config, options["--shape"] == "pro" ? 512 : 0);
+  const RandomModel weights(config, options["--shape"] == "pro" ? 512 : 0, true);
   const std::string& path = options["--cpu-path"];
   const mobilemoe_runtime_options runtime_options{
       index_of(options["--precision"], {"exact", "int16", "int8"}), threads, path.empty() ? nullptr : path.c_str()};
@@ -139,16 +140,14 @@ int main(int argc, char** argv) {
   const std::vector<std::vector<uint64_t>> memory(threads, std::vector<uint64_t>(kReadWords, 1));
   const int rounds = std::atoi(options["--rounds"].c_str());
   for (int round = 0; rounds == 0 ? std::getchar() != EOF : round < rounds; ++round) {
-    // In each round: what others do to the memory changes.
-    const double memory_rate = bandwidth(memory);
     std::printf("{\"engine\": \"mobilemoe\", \"shape\": \"%s\", \"precision\": \"%s\", "
-                "\"threads\": %d, \"cpu_path\": \"%s\", \"weight_bytes\": %zu, "
-                "\"bandwidth_gb_s\": %.1f",
+                "\"threads\": %d, \"cpu_path\": \"%s\", \"weight_bytes\": %zu",
                 options["--shape"].c_str(), options["--precision"].c_str(), threads,
-                mobilemoe_runtime_cpu_path(runtime), weights.bytes(), memory_rate);
+                mobilemoe_runtime_cpu_path(runtime), weights.bytes());
     // A prompt that is a context too is fed once for both.
     std::set<int> lengths(prompts.begin(), prompts.end());
     lengths.insert(contexts.begin(), contexts.end());
+    double largest_rate = 0;
     for (const int length : lengths) {
       check(mobilemoe_session_rewind(session, 0, &error), error);
       double start = now();
@@ -156,13 +155,19 @@ int main(int argc, char** argv) {
       if (contains(prompts, length)) std::printf(", \"prefill_%d\": %.1f", length, length / (now() - start));
       if (!contains(contexts, length)) continue;
       feed(length, 1);
+      const double before = bandwidth(memory);
       start = now();
       for (int i = 1; i <= kDecodeTokens; ++i) feed(length + i, 1);
-      std::printf(", \"decode_%d\": %.1f", length, kDecodeTokens / (now() - start));
+      const double seconds = now() - start;
+      // What the cores of a virtual machine get changes from one second to the next.
+      const double rate = std::max(before, bandwidth(memory));
+      largest_rate = std::max(largest_rate, rate);
+      std::printf(", \"decode_%d\": %.1f, \"bandwidth_%d\": %.1f", length,
+                  kDecodeTokens / seconds, length, rate);
     }
     rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    std::printf(", \"peak_rss_mb\": %ld}\n",
+    std::printf(", \"bandwidth_gb_s\": %.1f, \"peak_rss_mb\": %ld}\n", largest_rate,
                 usage.ru_maxrss / 1024 -
                     static_cast<long>(threads * kReadWords * sizeof(uint64_t) >> 20));
     std::fflush(stdout);
