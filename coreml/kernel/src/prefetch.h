@@ -12,7 +12,7 @@ constexpr int kLine = 64;  // bytes that come together
 
 inline void prefetch(const void* address) {
 #if defined(__GNUC__)
-  __builtin_prefetch(address);
+  __builtin_prefetch(address, 0, 2);  // into the second cache: the first can wait for few lines
   asm volatile("");  // GCC takes a function that only prefetches for one without effect, and drops it
 #else
   static_cast<void>(address);
