@@ -35,7 +35,7 @@ void wait_a_little(int* looks) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads)
-    : threads_(threads), ranges_(new Range[static_cast<size_t>(kKinds) * threads]) {
+    : threads_(threads), ranges_(new Ranges[threads]) {
   workers_.reserve(threads - 1);
   try {
     for (int thread = 1; thread < threads; ++thread) {
@@ -62,12 +62,12 @@ void ThreadPool::start(Call call, const void* context, int first, int f_tasks, i
   job_ = {call, context, first};
   unfinished_.store(f_tasks + g_tasks, std::memory_order_relaxed);
   const int tasks[kKinds] = {f_tasks, g_tasks};
-  for (int kind = 0; kind < kKinds; ++kind) {
-    for (int thread = 0; thread < threads_; ++thread) {
+  for (int thread = 0; thread < threads_; ++thread) {
+    for (int kind = 0; kind < kKinds; ++kind) {
       const uint64_t begin = share_begin(tasks[kind], thread);
       const uint64_t end = share_begin(tasks[kind], thread + 1);
-      ranges_[kind * threads_ + thread].state.store(uint64_t{epoch} << 32 | begin << 16 | end,
-                                                    std::memory_order_release);
+      ranges_[thread].of_kind[kind].store(uint64_t{epoch} << 32 | begin << 16 | end,
+                                          std::memory_order_release);
     }
   }
   // Both sequentially consistent, like the sleeper's counting itself and then looking at the epoch:
@@ -82,13 +82,13 @@ void ThreadPool::start(Call call, const void* context, int first, int f_tasks, i
   while (unfinished_.load(std::memory_order_acquire) != 0) wait_a_little(&looks);
 }
 
-bool ThreadPool::take(Range& range, uint32_t epoch, int* task) {
-  uint64_t state = range.state.load(std::memory_order_acquire);
+bool ThreadPool::take(std::atomic<uint64_t>& range, uint32_t epoch, int* task) {
+  uint64_t state = range.load(std::memory_order_acquire);
   for (;;) {
     const uint64_t next = state >> 16 & 0xffff, end = state & 0xffff;
     if (state >> 32 != epoch || next >= end) return false;
-    if (range.state.compare_exchange_weak(state, state + (1u << 16), std::memory_order_acq_rel,
-                                          std::memory_order_acquire)) {
+    if (range.compare_exchange_weak(state, state + (1u << 16), std::memory_order_acq_rel,
+                                    std::memory_order_acquire)) {
       *task = static_cast<int>(next);
       return true;
     }
@@ -96,16 +96,19 @@ bool ThreadPool::take(Range& range, uint32_t epoch, int* task) {
 }
 
 void ThreadPool::work(int thread, uint32_t epoch) {
+  int done = 0;
   for (int offset = 0; offset < threads_; ++offset) {
-    const int owner = (thread + offset) % threads_;
+    Ranges& ranges = ranges_[(thread + offset) % threads_];
     for (int kind = 0; kind < kKinds; ++kind) {
       int task;
-      while (take(ranges_[kind * threads_ + owner], epoch, &task)) {
+      while (take(ranges.of_kind[kind], epoch, &task)) {
         job_.call(job_.context, kind, job_.first + task, thread);
-        unfinished_.fetch_sub(1, std::memory_order_acq_rel);
+        ++done;
       }
     }
   }
+  // Once, for the line with the count goes from core to core. With none done, the job may be over.
+  if (done > 0) unfinished_.fetch_sub(done, std::memory_order_acq_rel);
 }
 
 void ThreadPool::worker(int thread) {

@@ -88,23 +88,25 @@ class ThreadPool {
 
   // Epoch in the upper 32 bits, next task in the middle 16, end of the range in the lower 16. The
   // epoch keeps a thread that slept through a job from taking a task of the next in its name.
-  struct alignas(64) Range {
-    std::atomic<uint64_t> state{0};
+  // A thread's ranges lie in one line of its own.
+  struct alignas(64) Ranges {
+    std::atomic<uint64_t> of_kind[kKinds] = {};
   };
 
   static int share(int tasks) { return tasks < 0 ? 0 : tasks < kMostTasks ? tasks : kMostTasks; }
 
   void start(Call call, const void* context, int first, int f_tasks, int g_tasks);
   void work(int thread, uint32_t epoch);
-  bool take(Range& range, uint32_t epoch, int* task);
+  bool take(std::atomic<uint64_t>& range, uint32_t epoch, int* task);
   void worker(int thread);
 
   const int threads_;
   std::mutex turn_;
 
-  Job job_;  // read only by who holds one of its tasks
-  std::unique_ptr<Range[]> ranges_;  // [kind][thread]
+  std::unique_ptr<Ranges[]> ranges_;  // [thread]
+  // In one line: who sees a new epoch has its job at hand.
   alignas(64) std::atomic<uint32_t> epoch_{0};
+  Job job_;  // read only by who holds one of its tasks
   alignas(64) std::atomic<int> unfinished_{0};
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
