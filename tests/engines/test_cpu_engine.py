@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -132,6 +133,19 @@ def test_weights_lie_in_the_file(int4_folder: Path) -> None:
     assert engine.tensors.arrays
     for array in engine.tensors.arrays.values():
         assert not array.flags.owndata and not array.flags.writeable
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here"
+)
+def test_large_pages_are_asked_for(int4_folder: Path) -> None:
+    engine = exact(int4_folder)
+    assert engine.tensors.arrays
+    flags = re.findall(
+        rf"{re.escape(str(int4_folder))}/\S+\.safetensors\n(?:\w+: .*\n)*VmFlags:(.*)",
+        Path("/proc/self/smaps").read_text(),
+    )
+    assert flags and any("hg" in names.split() for names in flags)
 
 
 # Text
