@@ -15,7 +15,7 @@ from mobilemoe_mlx.train.balancing import load_statistics
 from mobilemoe_mlx.train.data import StageData
 from mobilemoe_mlx.train.metrics import Metrics, read_metrics
 from mobilemoe_mlx.train.processes import together
-from mobilemoe_mlx.train.recipe import StageConfig
+from mobilemoe_mlx.train.recipe import LoopConfig
 from mobilemoe_mlx.train.run_folder import StageFolder
 from mobilemoe_mlx.train.signals import StopSignals
 from mobilemoe_mlx.train.step import StepResult, Trainer
@@ -35,7 +35,7 @@ class Bookkeeping:
     def __init__(
         self,
         name: str,
-        config: StageConfig,
+        config: LoopConfig,
         folder: StageFolder,
         data: StageData,
         trainer: Trainer,
@@ -44,6 +44,8 @@ class Bookkeeping:
         self.name, self.config, self.folder = name, config, folder
         self.data, self.trainer = data, trainer
         self.losses: dict[str, float] = {}  # on the held-out batches, by name
+        self.best: tuple[int, float] | None = None  # step and held-out loss, where it is looked for
+        self._worse = 0  # evaluations since
         self._signals = signals
         self._is_writer = trainer.group.rank() == 0
         self._evaluated_step = self._saved_step = -1
@@ -74,8 +76,16 @@ class Bookkeeping:
         with state.refused_if_damaged(last):
             self.losses = extra["losses"]
             self._evaluated_step = extra["evaluated_step"]
+            if extra.get("best") is not None:
+                self.best, self._worse = tuple(extra["best"]), extra["worse"]
         self._saved_step = self.trainer.step
         return True
+
+    @property
+    def is_over(self) -> bool:
+        """True after the last step, and where the held-out loss has not fallen for long enough."""
+        patience = self.config.patience
+        return self.trainer.step == self.config.steps or bool(patience and self._worse >= patience)
 
     # --- evaluations ------------------------------------------------------------------------
 
@@ -101,6 +111,11 @@ class Bookkeeping:
         loss = next(losses[name] for name in ("start", "end", "now") if name in losses)
         self.metrics.write({"step": step, "heldout_loss": loss})
         self._evaluated_step = step
+        if self.config.patience is not None:
+            if self.best is None or loss < self.best[1]:
+                self.best, self._worse = (step, loss), 0
+            else:
+                self._worse += 1
         self.metrics.restart_clock()
 
     # --- steps ------------------------------------------------------------------------------
@@ -139,8 +154,9 @@ class Bookkeeping:
         # The first process's clock decides for all of them.
         is_late = self._signals.agree(0 < limit < unsaved + self._step_seconds)
         # Of the start as well, which is what a diverged run goes back to, and of the end.
-        is_due = step % self.config.checkpoint_every == 0 or step == self.config.steps
-        if is_late or is_due:
+        is_due = step % self.config.checkpoint_every == 0 or self.is_over
+        is_best = self.best is not None and self.best[0] == step
+        if is_late or is_due or is_best:
             self.save()
 
     def save(self) -> None:
@@ -154,9 +170,11 @@ class Bookkeeping:
                     "data_statistics": self.data.batches.statistics().to_dict(),
                     "losses": self.losses,
                     "evaluated_step": self._evaluated_step,
+                    "best": self.best,
+                    "worse": self._worse,
                 }
-                keep = self.config.keep_checkpoints
-                state.save(self.folder.checkpoints, self.trainer, extra, keep)
+                keep, best = self.config.keep_checkpoints, self.best and self.best[0]
+                state.save(self.folder.checkpoints, self.trainer, extra, keep, best)
         self._saved_step = self.trainer.step
         self._saved_at = time.monotonic()
         self.metrics.restart_clock()
@@ -164,7 +182,16 @@ class Bookkeeping:
     # --- the end ----------------------------------------------------------------------------
 
     def finish(self) -> StageSummary:
-        """Sum the stage up, as the last line of its metrics."""
+        """Sum the stage up, as the last line of its metrics.
+
+        Where the best held-out loss was looked for, the trainer goes back to its step's weights.
+        """
+        if self.best is not None:
+            step, self.losses["end"] = self.best
+            if step != self.trainer.step:
+                checkpoint = state.of_step(self.folder.checkpoints, step)
+                like = self.trainer.trained_parameters()
+                self.trainer.adopt(state.load_parameters(checkpoint, like))
         summary = summarize(
             self.name,
             self.trainer.step,
@@ -172,6 +199,7 @@ class Bookkeeping:
             self.data.batches.statistics(),
             self.data.heldout.statistics,
             self.losses,
+            self.best and self.best[0],
         )
         self.metrics.write(summary.record())
         return summary

@@ -61,7 +61,7 @@ def disk_space(run: RunFolder, stages: Mapping[str, StageConfig], args: ModelArg
             sizes.int4_bytes if stage.quantize else sizes.bf16_bytes for stage in stages.values()
         ),
         present=sum(bytes_in(run.stage(name).checkpoints) for name in stages),
-        free=shutil.disk_usage(_existing(run.path)).free,
+        free=shutil.disk_usage(existing(run.path)).free,
     )
 
 
@@ -75,7 +75,8 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The folder itself or, where it is yet to be made, the nearest above it."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

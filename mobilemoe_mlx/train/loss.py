@@ -60,17 +60,36 @@ def cross_entropy_sum(
 ) -> mx.array:
     """Summed cross-entropy of `targets` under the tied head, float32, `chunk` tokens at a time.
 
-    hidden [rows, tokens, features]; targets and loss_mask [rows, tokens].
+    hidden [rows, tokens, features]; targets and loss_mask [rows, tokens]. Of a frozen embedding,
+    float or INT4, no gradient is formed.
     """
     hidden, targets, loss_mask = hidden.flatten(0, 1), targets.flatten(), loss_mask.flatten()
+    starts = range(0, targets.size, chunk)
+    parts = [slice(start, min(start + chunk, targets.size)) for start in starts]
+    embedding = model.model.embed_tokens
+    trained = embedding.trainable_parameters()
+    if not trained:
+        return _frozen_head_loss(embedding, hidden, targets, loss_mask, parts)
+    if trained.keys() == {"weight"}:
+        return _trained_head_loss(embedding.weight, hidden, targets, loss_mask, parts)
+    return _adapted_head_loss(embedding, hidden, targets, loss_mask, parts)
+
+
+def _trained_head_loss(
+    weight: mx.array,
+    hidden: mx.array,
+    targets: mx.array,
+    loss_mask: mx.array,
+    parts: list[slice],
+) -> mx.array:
+    """Differentiable in the embedding's weight and hidden."""
 
     @mx.custom_function
     def head(weight: mx.array, hidden: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         total = mx.array(0.0)
         d_weight = mx.zeros(weight.shape, mx.float32)
         d_hidden = []
-        for start in range(0, targets.size, chunk):
-            part = slice(start, min(start + chunk, targets.size))
+        for part in parts:
             loss, d_w, d_h = _loss_and_gradients(
                 weight, hidden[part], targets[part], loss_mask[part]
             )
@@ -88,7 +107,92 @@ def cross_entropy_sum(
         scale = cotangents[0]
         return d_weight * scale.astype(d_weight.dtype), d_hidden * scale.astype(d_hidden.dtype)
 
-    return head(model.model.embed_tokens.weight, hidden)[0]
+    return head(weight, hidden)[0]
+
+
+def _frozen_head_loss(
+    embedding: nn.Module,
+    hidden: mx.array,
+    targets: mx.array,
+    loss_mask: mx.array,
+    parts: list[slice],
+) -> mx.array:
+    """Differentiable in hidden alone."""
+
+    @mx.custom_function
+    def head(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        total = mx.array(0.0)
+        d_hidden = []
+        for part in parts:
+            logits = embedding.as_linear(hidden[part]).astype(mx.float32)
+            loss, exponentials, scale = _loss_and_softmax(logits, targets[part], loss_mask[part])
+            product = _times_weight(embedding, exponentials.astype(hidden.dtype))
+            chosen = embedding(targets[part])
+            d_h = product * scale - chosen * loss_mask[part][:, None]
+            total = total + loss
+            d_hidden.append(d_h.astype(hidden.dtype))
+        return total, mx.concatenate(d_hidden)
+
+    @head.vjp
+    def head_vjp(
+        primals: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> mx.array:
+        d_hidden = outputs[1]
+        return d_hidden * cotangents[0].astype(d_hidden.dtype)
+
+    return head(hidden)[0]
+
+
+def _adapted_head_loss(
+    embedding: nn.Module,
+    hidden: mx.array,
+    targets: mx.array,
+    loss_mask: mx.array,
+    parts: list[slice],
+) -> mx.array:
+    """Differentiable in hidden and in whatever of the embedding is trained.
+
+    Each part's logits are computed again in the backward pass.
+    """
+
+    total = mx.array(0.0)
+    for part in parts:
+        wanted, mask = targets[part], loss_mask[part]
+
+        def part_loss(
+            hidden: mx.array, wanted: mx.array = wanted, mask: mx.array = mask
+        ) -> mx.array:
+            logits = embedding.as_linear(hidden).astype(mx.float32)
+            chosen = mx.take_along_axis(logits, wanted[:, None], axis=-1).squeeze(-1)
+            return ((logsumexp(logits) - chosen) * mask).sum()
+
+        total = total + nn.utils.checkpoint(embedding, part_loss)(hidden[part])
+    return total
+
+
+def _times_weight(embedding: nn.Module, x: mx.array) -> mx.array:
+    """x [tokens, vocabulary] times the embedding's weight, float or INT4 -> [tokens, features]."""
+    if not isinstance(embedding, nn.QuantizedEmbedding):
+        return x @ embedding.weight.astype(x.dtype)
+    return mx.quantized_matmul(
+        x,
+        embedding.weight,
+        embedding.scales.astype(x.dtype),
+        embedding.biases.astype(x.dtype),
+        transpose=False,
+        group_size=embedding.group_size,
+        bits=embedding.bits,
+    )
+
+
+def _loss_and_softmax(
+    logits: mx.array, targets: mx.array, loss_mask: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Summed loss; exponentials [tokens, vocabulary]; mask over their sums [tokens, 1]."""
+    exponentials, total, top = softmax_parts(logits)
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
+    loss = ((mx.log(total) + top - chosen).squeeze(-1) * loss_mask).sum()
+    return loss, exponentials, loss_mask[:, None] / total
 
 
 def _loss_and_gradients(
@@ -101,13 +205,11 @@ def _loss_and_gradients(
     kept or computed again, each exponential is taken once, and no one-hot matrix is built.
     """
     logits = (hidden @ weight.T).astype(mx.float32)
-    exponentials, total, top = softmax_parts(logits)
-    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
-    loss = ((mx.log(total) + top - chosen).squeeze(-1) * loss_mask).sum()
+    loss, exponentials, scale = _loss_and_softmax(logits, targets, loss_mask)
     mask = loss_mask[:, None]
     # d loss / d logits = (softmax - one-hot) x mask, the softmax as exponentials / total.
-    weighted = (hidden * (mask / total)).astype(hidden.dtype)
+    weighted = (hidden * scale).astype(hidden.dtype)
     exponentials = exponentials.astype(hidden.dtype)
     d_weight = (exponentials.T @ weighted).astype(mx.float32).at[targets].add(-hidden * mask)
-    d_hidden = (exponentials @ weight) * (mask / total) - weight[targets] * mask
+    d_hidden = (exponentials @ weight) * scale - weight[targets] * mask
     return loss, d_weight, d_hidden.astype(hidden.dtype)

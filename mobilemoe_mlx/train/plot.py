@@ -11,7 +11,8 @@ import numpy as np
 from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train.metrics import read_metrics
-from mobilemoe_mlx.train.recipe import STAGE_TITLES, STAGES
+from mobilemoe_mlx.train.recipe import STAGE_TITLES
+from mobilemoe_mlx.train.run_folder import RunFolder
 
 
 def plot_run(run: Path | str, output: Path | str | None = None) -> list[Path]:
@@ -46,13 +47,13 @@ def curves(run: Path | str) -> dict[str, Any]:
 def _read(run: Path) -> dict[str, list[dict[str, Any]]]:
     """Stage -> the records of its metrics, for the stages that have begun."""
     records = {
-        stage: read_metrics(path)
-        for stage in STAGES
-        if (path := run / stage / "metrics.jsonl").exists()
+        stage: read_metrics(folder.metrics)
+        for stage, folder in RunFolder(run).stages.items()
+        if folder.metrics.exists()
     }
     records = {stage: rows for stage, rows in records.items() if any("loss" in r for r in rows)}
     if not records:
-        raise UserError(f"{run} holds no metrics of a training run (RUN/STAGE/metrics.jsonl).")
+        raise UserError(f"{run} holds no metrics of a training run (metrics.jsonl).")
     return records
 
 
@@ -73,9 +74,9 @@ def _pyplot() -> Any:
 def _losses(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    offset, colours = 0, plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(STAGES)))
+    offset, colours = 0, plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(STAGE_TITLES)))
     for stage, rows in records.items():
-        colour = colours[STAGES.index(stage)]
+        colour = colours[list(STAGE_TITLES).index(stage)]
         steps = np.array([row["step"] for row in rows if "loss" in row])
         losses = np.array([row["loss"] for row in rows if "loss" in row])
         axes.plot(offset + steps, losses, color=colour, alpha=0.25, linewidth=0.8)

@@ -9,24 +9,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from mobilemoe_mlx import end_tokens, files, tables
 from mobilemoe_mlx.config import PRESETS, ModelArgs, preset
 from mobilemoe_mlx.data.source_config import OnBadRecord
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.tables import Bounds, Count, CountOrZero, Fraction, NotNegative, Positive
+from mobilemoe_mlx.train.overrides import parse_override, set_in_table
 
 STAGES = ("pretrain", "midtrain", "sft", "qat")
+FINETUNE = "finetune"  # the one stage of a fine-tuning run, which no recipe of stages has
 STAGE_TITLES = {
     "pretrain": "pre-train",
     "midtrain": "mid-train",
     "sft": "SFT",
     "qat": "INT4 QAT",
+    FINETUNE: "fine-tuning",
 }
 _LENGTHS = ("tokens", "epochs")  # of a stage: exactly one is given
 
@@ -80,23 +82,90 @@ class ComputeConfig:
     loss_chunk: Count = 2048  # tokens whose logits exist at one time
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """One training stage."""
+class LoopData(Protocol):
+    """What the training loop asks of a data table."""
 
-    data: DataConfig
+    @property
+    def document_mask(self) -> bool:
+        """Whether attention stays within each packed document."""
+
+    @property
+    def heldout_stride(self) -> int:
+        """Between the first and the last step only every n-th held-out batch is evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopTable:
+    """What a stage of a recipe and a recipe of fine-tuning both tell the training loop."""
+
     optimizer: OptimizerConfig
     batch_size: Count  # rows per optimiser step, over all processes
-    tokens: CountOrZero = 0  # positions to train on, over all processes; or
-    epochs: NotNegative = 0.0  # passes over the local sources: exactly one of the two is given
     micro_batch_size: CountOrZero = 0  # rows that a process computes at a time; 0: all of its rows
-    quantize: bool = False  # train the INT4 form (QAT)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluate_every: CountOrZero = 0  # steps; 0: only before the first and after the last
     checkpoint_every: Count = 500  # steps; and
     checkpoint_every_minutes: NotNegative = 10.0  # the most work a crash may cost; 0: no limit
     keep_checkpoints: Count = 2
+
+
+class LoopConfig(Protocol):
+    """All that the training loop asks of what it is told."""
+
+    @property
+    def data(self) -> LoopData: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def routing(self) -> RoutingConfig: ...
+    @property
+    def compute(self) -> ComputeConfig: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def micro_batch_size(self) -> int: ...
+    @property
+    def evaluate_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def checkpoint_every_minutes(self) -> float: ...
+    @property
+    def keep_checkpoints(self) -> int: ...
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+
+    @property
+    def quantize(self) -> bool:
+        """Whether the INT4 form of what is trained is computed (QAT)."""
+
+    @property
+    def master_type(self) -> str:
+        """ "float32" or "bfloat16": of the trained weights; the optimiser's state is float32."""
+
+    @property
+    def lora_b_rate(self) -> float:
+        """The learning rate of adapters' `lora_b` over that of all else (LoRA+)."""
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without a better held-out loss before training stops (0: it does not), the
+        best checkpoint being kept; None: it is not looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(LoopTable):
+    """One training stage."""
+
+    data: DataConfig
+    tokens: CountOrZero = 0  # positions to train on, over all processes; or
+    epochs: NotNegative = 0.0  # passes over the local sources: exactly one of the two is given
+    quantize: bool = False  # train the INT4 form (QAT)
+    master_type: ClassVar[str] = "float32"
+    lora_b_rate: ClassVar[float] = 1.0
+    patience: ClassVar[int | None] = None
 
     def check(self, where: str) -> None:
         """Raise UserError for values that contradict one another; `where` is the stage's name."""
@@ -169,16 +238,21 @@ def find_recipe(name: Path | str) -> Path:
     path = files.user_path(name)
     if path.is_file() or path.parent not in (Path(), Path("recipes")):
         return path
-    package = Path(__file__).parents[1]
-    for folder in (package / "recipes", package.parent / "recipes"):  # installed; in a checkout
-        if (found := folder / f"{path.stem}.toml").exists():
-            return found
+    if (found := recipes_folder() / f"{path.stem}.toml").exists():
+        return found
     if path.parent == Path() and not path.suffix and not path.exists():
         raise UserError(
             f"There is no recipe {name}{did_you_mean(str(name), PRESETS)}: give a file, or one of "
             f"{', '.join(PRESETS)}."
         )
     return path
+
+
+def recipes_folder() -> Path:
+    """The folder of this package's own recipes."""
+    package = Path(__file__).parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"  # of a checkout
 
 
 def _recipe(path: Path, content: dict[str, Any], overrides: list[str], keep: list[str]) -> Recipe:
@@ -274,14 +348,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _override(shared: dict[str, Any], stages: dict[str, dict[str, Any]], override: str) -> set[str]:
     """Apply "KEY=VALUE" to the tables; returns the dotted keys that it set, with their stage."""
-    key, separator, text = override.partition("=")
-    keys = key.strip().split(".")
-    if not separator or not all(keys):
-        raise UserError(f"the override '{override}' is not of the form KEY=VALUE.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
+    keys, value = parse_override(override)
     if keys[0] in shared:
         targets, keys = {keys[0]: shared[keys[0]]}, keys[1:]
     elif keys[0] in stages:
@@ -292,12 +359,6 @@ def _override(shared: dict[str, Any], stages: dict[str, dict[str, Any]], overrid
         known = [*(f.name for f in dataclasses.fields(StageConfig)), *shared, *STAGES]
         tables.check_keys({keys[0]: value}, known, f"the override '{override}': the recipe")
         targets = dict(stages)
-    if not keys:
-        raise UserError(f"the override '{override}' names a whole table, not a value in it.")
     for target in targets.values():
-        for part in keys[:-1]:
-            target = target.setdefault(part, {})
-            if not isinstance(target, dict):
-                raise UserError(f"the override '{override}': {part} is a value, not a table.")
-        target[keys[-1]] = value
+        set_in_table(target, keys, value, override)
     return {".".join([name, *keys]) for name in targets}

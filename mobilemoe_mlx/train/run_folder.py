@@ -7,6 +7,9 @@ RUN/STAGE/metrics.jsonl               a line a step; evaluations; expert load; a
 RUN/STAGE/checkpoints/step-NNNNNNNN/  to resume from
 RUN/STAGE/model/                      the finished stage, in the published layout
 RUN/qat/quantization.json             held-out loss of BF16, round-to-nearest and QAT
+
+A fine-tuning run is one stage, whose folder is RUN itself; it leaves an adapter or a model:
+RUN/recipe.json, RUN/metrics.jsonl, RUN/checkpoints/, RUN/adapter/ or RUN/model/
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from mobilemoe_mlx.checkpoint.folder import copy_companions
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.metrics import read_metrics
-from mobilemoe_mlx.train.recipe import STAGES
+from mobilemoe_mlx.train.recipe import FINETUNE, STAGES
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.data.packing import PackedBatches
@@ -48,6 +51,10 @@ _FREE_TO_CHANGE = (
 )
 
 
+# What differences are called that no option of the recipe is.
+_SAID = {"init_sha256": "the checkpoint of --init", "base_sha256": "the base model"}
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage's folder in a run."""
@@ -70,14 +77,25 @@ class StageFolder:
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The finished adapter of a fine-tuning run that trains one."""
+        return self.path / "adapter"
+
+    @property
+    def result(self) -> Path:
+        """The finished stage's adapter, where it has one, else its model."""
+        return self.adapter if self.adapter.is_dir() else self.model
+
+    @property
     def quantization_report(self) -> Path:
         """The three losses of QAT."""
         return self.path / "quantization.json"
 
     @property
     def is_finished(self) -> bool:
-        """True when the stage's model has been written, which comes last."""
-        return (self.model / "config.json").is_file()
+        """True when the stage's model or adapter has been written, which comes last."""
+        results = (self.model / "config.json", self.adapter / "adapter_config.json")
+        return any(path.is_file() for path in results)
 
     @property
     def step(self) -> int:
@@ -132,12 +150,14 @@ class RunFolder:
 
     def stage(self, name: str) -> StageFolder:
         """The folder of one stage."""
-        return StageFolder(self.path / name)
+        return StageFolder(self.path if name == FINETUNE else self.path / name)
 
     @property
     def stages(self) -> dict[str, StageFolder]:
         """The stages that have a folder, in the order they run."""
-        return {name: self.stage(name) for name in STAGES if (self.path / name).is_dir()}
+        names = [name for name in STAGES if (self.path / name).is_dir()]
+        names += [FINETUNE] if self.stage(FINETUNE).metrics.is_file() else []
+        return {name: self.stage(name) for name in names}
 
     def record(self) -> dict[str, Any]:
         """What recipe.json holds; empty where nothing has been trained yet."""
@@ -164,7 +184,8 @@ class RunFolder:
         return content
 
     def check_free(self, stages: Iterable[str], resume: bool) -> None:
-        """Raise UserError where `stages` may not begin here: no run's folder, or begun already."""
+        """Raise UserError where `stages` may not begin here: no run's folder, another command's, or
+        begun already."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another folder with --run.")
         if self.path.is_dir() and not self.record_file.exists():
@@ -174,11 +195,20 @@ class RunFolder:
                     f"{self.path} exists and is not a training run: choose another folder with "
                     "--run."
                 )
+        stages = list(stages)
+        if self.record_file.is_file():
+            is_finetuning = FINETUNE in self.read_record()["stages"]
+            if is_finetuning != (FINETUNE in stages):
+                command = "finetune" if is_finetuning else "train"
+                raise UserError(
+                    f"{self.path} holds a run of `mobilemoe {command}`: choose another folder "
+                    "with --run."
+                )
         for name in stages:
             if not resume and self.stage(name).has_started:
                 raise UserError(
-                    f"{self.path / name} holds a run already: add --resume to go on, or choose "
-                    "another folder with --run."
+                    f"{self.stage(name).path} holds a run already: add --resume to go on, or "
+                    "choose another folder with --run."
                 )
 
     def check_same(self, now: Mapping[str, Any]) -> None:
@@ -197,12 +227,12 @@ class RunFolder:
                 continue
             if changed := _changed(saved.get("stages", {}).get(name, {}), stage):
                 raise UserError(
-                    f"{self.path / name} was run with another recipe ({_differ(changed)}): resume "
-                    "with the same values, or start in another folder with --run."
+                    f"{self.stage(name).path} was run with another recipe ({_differ(changed)}): "
+                    "resume with the same values, or start in another folder with --run."
                 )
 
-    def begin(self, now: Mapping[str, Any], tokenizer: Path) -> None:
-        """Create the folder, record the recipe `now` and keep the tokenizer."""
+    def begin(self, now: Mapping[str, Any], tokenizer: Path | None) -> None:
+        """Create the folder, record the recipe `now` and keep the tokenizer, if one is given."""
         self.path.mkdir(parents=True, exist_ok=True)
         saved = self.record().get("stages", {})
         stages = dict(saved)
@@ -213,7 +243,7 @@ class RunFolder:
                 stages[name] = {**before, **stage}
         content = {"version": _VERSION, **now, "stages": stages}
         files.write_json(self.record_file, content)
-        if not (self.tokenizer / "tokenizer.json").exists():
+        if tokenizer is not None and not (self.tokenizer / "tokenizer.json").exists():
             copy_tokenizer(tokenizer, self.tokenizer)
 
 
@@ -260,8 +290,8 @@ def _changed(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
 def _differ(names: list[str]) -> str:
     heldout = "data.heldout_sha256."
     words = [
-        "the checkpoint of --init"
-        if name == "init_sha256"
+        _SAID[name]
+        if name in _SAID
         else f"the held-out file {name.removeprefix(heldout)}"
         if name.startswith(heldout)
         else name

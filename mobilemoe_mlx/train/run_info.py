@@ -13,7 +13,7 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.disk_space import bytes_in, gigabytes
 from mobilemoe_mlx.train.metrics import read_metrics
-from mobilemoe_mlx.train.recipe import STAGE_TITLES, STAGES
+from mobilemoe_mlx.train.recipe import FINETUNE, STAGE_TITLES, STAGES
 from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
 
 
@@ -30,7 +30,7 @@ class StageInfo:
     dead_experts: int | None  # without a token at the last step, over all layers
     sources: Mapping[str, Any]  # what was read, as of the last record
     checkpoints: list[int]  # their steps
-    model: str | None
+    model: str | None  # or adapter: the folder that the stage left
     bytes: int  # on disk
 
 
@@ -68,7 +68,7 @@ def describe_run(path: Path | str) -> RunInfo:
     record = run.read_record()
     stages = [
         _describe(name, run.stage(name), record["stages"][name])
-        for name in STAGES
+        for name in (*STAGES, FINETUNE)
         if name in record["stages"]
     ]
     return RunInfo(run.path, str(record.get("name", "")), stages, bytes_in(run.path))
@@ -90,7 +90,7 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
         dead_experts=int(sum(dead)) if dead is not None else None,
         sources=sources[-1] if sources else {},
         checkpoints=[state.step_of(path) for path in state.all_checkpoints(folder.checkpoints)],
-        model=str(folder.model) if folder.is_finished else None,
+        model=str(folder.result) if folder.is_finished else None,
         bytes=bytes_in(folder.path),
     )
 
@@ -121,6 +121,6 @@ def _lines(stage: StageInfo) -> list[str]:
         steps = ", ".join(f"{step:,}" for step in stage.checkpoints)
         lines.append(f"  checkpoints        of step {steps}")
     if stage.model:
-        lines.append(f"  model              {stage.model}")
+        lines.append(f"  {Path(stage.model).name:<19}{stage.model}")
     lines.append(f"  on disk            {gigabytes(stage.bytes)}")
     return lines

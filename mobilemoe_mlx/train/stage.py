@@ -45,36 +45,47 @@ def run_stage(
     with together(group):
         book = Bookkeeping(name, config, folder, data, trainer, signals)
     with book:
-        try:
-            while True:
-                if book.evaluation_is_due:
-                    with _ending_with_a_checkpoint(book):
-                        losses = _evaluate(trainer, book)
-                    with together(group):
-                        book.record_evaluation(losses)
-                book.save_if_due()
-                if trainer.step == config.steps:
-                    break
-                with together(group):
-                    book.begin_step()
-                    batch = next(data.batches)
-                with _ending_with_a_checkpoint(book):
-                    result = trainer.run(batch)
-                    if trainer.step == config.steps:  # others show in the next step's loss
-                        trainer.check_finite()
-                with together(group):
-                    book.record_step(result)
-        except Stopped:
-            book.save()
-            raise
+        run_steps(trainer, book, data, group)
         with together(group):
             summary = book.finish()
     parameters = trainer.all_parameters()
     mx.eval(parameters)
     with together(group):
         if group.rank() == 0:
-            _write_model(trainer, folder, data, book.losses, tokenizer_folder)
+            _write_model(trainer, config, folder, data, book.losses, tokenizer_folder)
     return summary
+
+
+def run_steps(
+    trainer: Trainer, book: Bookkeeping, data: StageData, group: mx.distributed.Group
+) -> None:
+    """Take the steps that are left, evaluating and saving when it is due.
+
+    Raises UserError, with the checkpoint to go back to, when a loss is not finite; Stopped, with
+    everything saved, on a signal.
+    """
+    try:
+        while True:
+            if book.evaluation_is_due:
+                with _ending_with_a_checkpoint(book):
+                    losses = _evaluate(trainer, book)
+                with together(group):
+                    book.record_evaluation(losses)
+            book.save_if_due()
+            if book.is_over:
+                break
+            with together(group):
+                book.begin_step()
+                batch = next(data.batches)
+            with _ending_with_a_checkpoint(book):
+                result = trainer.run(batch)
+                if trainer.step == trainer.config.steps:  # others show in the next step's loss
+                    trainer.check_finite()
+            with together(group):
+                book.record_step(result)
+    except Stopped:
+        book.save()
+        raise
 
 
 @contextlib.contextmanager
@@ -92,6 +103,7 @@ def _evaluate(trainer: Trainer, book: Bookkeeping) -> dict[str, float]:
 
     def loss(parameters: dict[str, object]) -> float:
         trainer.model.update(parameters)
+        trainer.model.eval()
         return heldout_loss(
             trainer.model, book.heldout(), document_mask=trainer.config.data.document_mask
         )
@@ -99,7 +111,7 @@ def _evaluate(trainer: Trainer, book: Bookkeeping) -> dict[str, float]:
     if trainer.step > 0:
         name = "end" if trainer.step == trainer.config.steps else "now"
         return {name: loss(trainer.computed_parameters())}
-    parameters = trainer.all_parameters()
+    parameters = trainer.trained_parameters()
     if not trainer.config.quantize:
         return {"start": loss(parameters)}
     rounded = tree_map(lambda p: p.astype(mx.bfloat16).astype(mx.float32), parameters)
@@ -109,20 +121,21 @@ def _evaluate(trainer: Trainer, book: Bookkeeping) -> dict[str, float]:
 
 def _write_model(
     trainer: Trainer,
+    config: StageConfig,
     folder: StageFolder,
     data: StageData,
     losses: dict[str, float],
     tokenizer_folder: Path,
 ) -> None:
     """Write the stage's model in the published layout, and before it the QAT comparison."""
-    if not trainer.config.quantize:
+    if not config.quantize:
         load_save.save(
             trainer.model, folder.model, tokenizer_folder=tokenizer_folder, overwrite=True
         )
         return
     if data.heldout.batches:  # before the model, which says that the stage is finished
         report = {
-            "heldout": list(trainer.config.data.heldout),
+            "heldout": list(config.data.heldout),
             "bf16": losses["bf16"],
             "round_to_nearest_int4": losses["round_to_nearest_int4"],
             "qat_int4": losses["end"],

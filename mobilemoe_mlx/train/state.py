@@ -33,18 +33,21 @@ _TEMPORARY = ".writing-"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save(folder: Path, trainer: Trainer, extra: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of the trainer's step into `folder`; keep the newest `keep`.
+def save(
+    folder: Path, trainer: Trainer, extra: dict[str, Any], keep: int, best: int | None = None
+) -> Path:
+    """Write the checkpoint of the trainer's step into `folder`.
 
-    `extra`: JSON-serialisable (data position, token counts). Raises UserError when the disk is
-    full or cannot be written; earlier checkpoints are untouched then.
+    The newest `keep` are kept, and that of the step `best`. `extra`: JSON-serialisable (data
+    position, token counts). Raises UserError when the disk is full or cannot be written; earlier
+    checkpoints are untouched then.
     """
-    target = folder / f"{_PREFIX}{trainer.step:08d}"
+    target = of_step(folder, trainer.step)
     temporary = folder / f"{_TEMPORARY}{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _write_arrays(temporary / _WEIGHTS, trainer.all_parameters())
+        _write_arrays(temporary / _WEIGHTS, trainer.trained_parameters())
         _write_arrays(temporary / _OPTIMIZER, trainer.optimizer.state)
         state = {
             "step": trainer.step,
@@ -65,8 +68,14 @@ def save(folder: Path, trainer: Trainer, extra: dict[str, Any], keep: int) -> Pa
             + (f"The last one is intact: {last}." if last else "There is no earlier one.")
         ) from error
     for old in all_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if step_of(old) != best:
+            shutil.rmtree(old)
     return target
+
+
+def of_step(folder: Path, step: int) -> Path:
+    """The checkpoint of a step in `folder`, which `save` was told to keep."""
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def latest(folder: Path, before: int | None = None) -> Path | None:
@@ -82,7 +91,7 @@ def load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
 
     Raises UserError for a damaged checkpoint, and for one of another model.
     """
-    trainer.adopt(load_parameters(checkpoint, trainer.all_parameters()))
+    trainer.adopt(load_parameters(checkpoint, trainer.trained_parameters()))
     with refused_if_damaged(checkpoint):
         optimizer = _read_arrays(checkpoint / _OPTIMIZER)
         _check_same_tensors(optimizer, trainer.optimizer.state)

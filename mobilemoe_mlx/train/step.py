@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import clip_grad_norm
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import linux_cpu
 from mobilemoe_mlx.data.packing import PADDING, Batch
@@ -19,8 +19,13 @@ from mobilemoe_mlx.quantized import fake_quantize_parameters
 from mobilemoe_mlx.tensor_names import is_always_float32
 from mobilemoe_mlx.train import balancing
 from mobilemoe_mlx.train.loss import LossSums, loss_sums
-from mobilemoe_mlx.train.optimizer import learning_rate, make_optimizer
-from mobilemoe_mlx.train.recipe import StageConfig
+from mobilemoe_mlx.train.optimizer import (
+    learning_rate,
+    make_optimizer,
+    rounded_at_random,
+    set_learning_rate,
+)
+from mobilemoe_mlx.train.recipe import LoopConfig
 
 
 class StepResult(NamedTuple):
@@ -36,12 +41,13 @@ class StepResult(NamedTuple):
 class Trainer:
     """The training state of one stage and the step that advances it.
 
-    `parameters`: float32 master weights (the model's trainable tree). `biases`: the routers'
-    selection biases, float32 [layers, experts]. `model` only lends its forward pass.
+    `parameters`: master weights, the model's trainable tree in `config.master_type` (the routers'
+    always float32). `biases`: the routers' selection biases, float32 [layers, experts]. `model`
+    lends its forward pass and holds what is frozen, which keeps its type and is never touched.
     """
 
     def __init__(
-        self, model: Model, config: StageConfig, group: mx.distributed.Group | None = None
+        self, model: Model, config: LoopConfig, group: mx.distributed.Group | None = None
     ) -> None:
         self.model = model
         self.config = config
@@ -52,25 +58,45 @@ class Trainer:
         if linux_cpu.applies_to(mx.array(0.0, getattr(mx, config.compute.dtype))):
             linux_cpu.keep_freed_memory()
             linux_cpu.use_threads_for(model.args.hidden_size)
-        self.adopt(model.parameters())
+        self.adopt(model.trainable_parameters())
 
     def adopt(self, parameters: dict[str, Any]) -> None:
-        """Start from a model's parameter tree (biases included), with a fresh optimiser."""
-        self.model.update(tree_map(lambda p: p.astype(mx.float32), parameters))
-        self.parameters = self.model.trainable_parameters()
-        self.biases = mx.stack([layer.feed_forward.expert_bias for layer in self.model.layers])
-        self.optimizer = make_optimizer(self.config.optimizer)
-        self.optimizer.init(self.parameters)
+        """Start from these values of what is trained, with a fresh optimiser.
+
+        The tree may hold selection biases, under the model's names.
+        """
+        self.model.update(parameters)
+        # Without the empty places of layers that have nothing to train.
+        trainable = tree_flatten(self.model.trainable_parameters())
+        self.parameters: Any = tree_unflatten(
+            [(name, weight.astype(self._master_type(name))) for name, weight in trainable]
+        )
+        biases = [layer.feed_forward.expert_bias for layer in self.model.layers]
+        self.biases = mx.stack(biases).astype(mx.float32)
+        self.optimizer = make_optimizer(self.config.optimizer, self.config.lora_b_rate)
+        self.optimizer.init(_in_float32(self.parameters))
         mx.eval(self.parameters, self.biases, self.optimizer.state)
 
+    def _master_type(self, name: str) -> mx.Dtype:
+        return mx.float32 if is_always_float32(name) else getattr(mx, self.config.master_type)
+
+    def trained_parameters(self) -> dict[str, Any]:
+        """The masters and selection biases, float32, under the model's names."""
+        biases = [
+            (f"model.layers.{layer}.feed_forward.expert_bias", bias)
+            for layer, bias in enumerate(self.biases)
+        ]
+        tree: dict[str, Any] = tree_unflatten(tree_flatten(_in_float32(self.parameters)) + biases)
+        return tree
+
     def all_parameters(self) -> dict[str, Any]:
-        """The model's whole tree, float32: master weights and biases."""
-        self._install(self.parameters, self.biases)
+        """The model's whole tree: what is trained, float32, and what is frozen."""
+        self.model.update(self.trained_parameters())
         return self.model.parameters()
 
     def computed_parameters(self) -> dict[str, Any]:
-        """The tree that the stage's model stands for: INT4 values in QAT, else the masters."""
-        parameters = self.all_parameters()
+        """What is trained, as the stage's model stands for it: INT4 values in QAT, else itself."""
+        parameters = self.trained_parameters()
         return fake_quantize_parameters(parameters) if self.config.quantize else parameters
 
     def check_finite(self) -> None:
@@ -94,6 +120,7 @@ class Trainer:
         )
         targets, real = (max(t, 1.0) for t in totals.tolist())
 
+        self.model.train()
         gradients: Any = None
         sums: LossSums | None = None
         for micro in _micro_batches(batch, self.micro_rows):
@@ -102,7 +129,7 @@ class Trainer:
                 sums, gradients = part, gradient
             else:
                 sums = LossSums(*map(mx.add, sums, part))
-                gradients = tree_map(mx.add, gradients, gradient)
+                gradients = tree_map(mx.add, _in_float32(gradients), gradient)
             mx.eval(gradients, sums)
         assert sums is not None
         if self.group.size() > 1:
@@ -110,7 +137,7 @@ class Trainer:
             gradients = tree_map(lambda g: g * self.group.size(), average)
         counts = self._sum(sums.counts)
         scalars = self._sum([sums.cross_entropy, sums.z])
-        gradients, norm = clip_grad_norm(gradients, config.optimizer.clip_norm)
+        gradients, norm = clip_grad_norm(_in_float32(gradients), config.optimizer.clip_norm)
         loss, z, grad_norm = scalars[0].item() / targets, scalars[1].item() / real, norm.item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise UserError(
@@ -124,11 +151,13 @@ class Trainer:
                 "training stopped. Lower routing.bias_update_rate"
             )
         rate = learning_rate(config.optimizer, self.step, config.steps)
-        self.optimizer.learning_rate = rate
-        updated = self.optimizer.apply_gradients(gradients, self.parameters)
-        # MLX merges the two optimisers' trees in the order of a set, another one in each process;
+        set_learning_rate(self.optimizer, rate, config.lora_b_rate)
+        updated = self.optimizer.apply_gradients(gradients, _in_float32(self.parameters))
+        # MLX merges the optimisers' trees in the order of a set, another one in each process;
         # sums over parameters, and so a resumed run, would differ in the last bit.
-        self.parameters = tree_map(lambda _, new: new, self.parameters, updated)
+        self.parameters = tree_map(
+            lambda old, new: rounded_at_random(new, old.dtype), self.parameters, updated
+        )
         self.biases = biases
         mx.eval(self.parameters, self.optimizer.state, self.biases)
         self.step += 1
@@ -170,7 +199,9 @@ class Trainer:
         dtype = getattr(mx, self.config.compute.dtype)
 
         def cast(name: str, weight: mx.array) -> mx.array:
-            return weight if is_always_float32(name) else weight.astype(dtype)
+            # Modules that hold other parameters beside a frozen weight cast them themselves.
+            is_own = name.endswith(".weight") and not is_always_float32(name)
+            return weight.astype(dtype) if is_own else weight
 
         return tree_map_with_path(cast, parameters), biases
 
@@ -185,7 +216,11 @@ class Trainer:
         return mx.distributed.all_sum(array.astype(mx.float32), group=self.group)
 
 
-def micro_rows(config: StageConfig, processes: int) -> int:
+def _in_float32(tree: Any) -> Any:
+    return tree_map(lambda x: x.astype(mx.float32), tree)
+
+
+def micro_rows(config: LoopConfig, processes: int) -> int:
     """Rows that a process computes at a time. Raises UserError when they do not divide its rows."""
     rows = config.batch_size // processes
     micro = min(config.micro_batch_size, rows) or rows

@@ -23,6 +23,7 @@ class StageSummary:
     heldout: Mapping[str, SourceStatistics]  # what became of the held-out records
     heldout_before: float | None
     heldout_after: float | None
+    best_step: int | None = None  # whose weights are kept, where they are the best on held-out data
 
     def record(self) -> dict[str, Any]:
         """The last line of the stage's metrics."""
@@ -35,6 +36,7 @@ class StageSummary:
                 "tokens_per_second": round(self.tokens_per_second, 1),
                 "heldout_before": self.heldout_before,
                 "heldout_after": self.heldout_after,
+                "best_step": self.best_step,
                 "heldout": {name: counts.to_dict() for name, counts in self.heldout.items()},
             },
             "sources": self.data.to_dict()["sources"],
@@ -56,9 +58,10 @@ class StageSummary:
             if counts.skipped or counts.truncated:
                 yield f"  held out, {name}: {counts.summary()}"
         if self.heldout_before is not None and self.heldout_after is not None:
+            of = "" if self.best_step is None else f", at step {self.best_step:,}, which is kept"
             yield (
                 f"  held-out loss: {self.heldout_before:.4f} before, {self.heldout_after:.4f} "
-                "after (nats a target)"
+                f"after{of} (nats a target)"
             )
 
 
@@ -69,6 +72,7 @@ def summarize(
     data: DataStatistics,
     heldout: Mapping[str, SourceStatistics],
     losses: Mapping[str, float],
+    best_step: int | None = None,
 ) -> StageSummary:
     """The summary of a stage of `steps` steps from its metrics' `rows` and what its data counted.
 
@@ -85,6 +89,7 @@ def summarize(
         heldout=heldout,
         heldout_before=losses.get("start"),
         heldout_after=losses.get("end"),
+        best_step=best_step,
     )
 
 

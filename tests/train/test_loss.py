@@ -12,8 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 from training_fixtures import bare_recipe, random_batch
 
+from mobilemoe_mlx import int4
 from mobilemoe_mlx.data.packing import Batch
 from mobilemoe_mlx.model import LayerTrace, Model
+from mobilemoe_mlx.quantized import Int4Embedding
 from mobilemoe_mlx.train.loss import LossSums, cross_entropy_sum, loss_sums
 
 ROWS, CONTEXT = 3, 30
@@ -199,3 +201,70 @@ def test_activation_checkpointing_changes_nothing(model: Model, document_mask: b
     for name, gradient in ours.items():
         assert mx.abs(theirs[name]).max().item() > 0, name
         assert relative_error(gradient, theirs[name]) < 1e-5, name
+
+
+def frozen_embedding(model: Model, kind: str) -> mx.array:
+    """Freeze the model's embedding, as INT4 modules or as it is; its exact float32 weight."""
+    if kind == "int4":
+        codes, scale = int4.quantize(model.model.embed_tokens.weight)
+        packed = int4.pack(codes)
+        embedding = Int4Embedding(*codes.shape, 32, 4)
+        embedding.weight, embedding.scales = int4.affine_codes(packed), scale
+        embedding.biases = int4.affine_biases(scale)
+        model.model.embed_tokens = embedding
+        return int4.dequantize(codes, scale)
+    model.model.embed_tokens.freeze()
+    return model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("kind", ["float", "int4"])
+@pytest.mark.parametrize("chunk", [7, 2**40])
+def test_a_frozen_head_has_the_gradient_of_its_inputs_alone(model: Model, chunk: int, kind: str):
+    hidden, batch = hidden_and_targets(model)
+    weight = frozen_embedding(model, kind)
+
+    def loss(hidden: mx.array) -> mx.array:
+        targets, mask = mx.array(batch.targets), mx.array(batch.loss_mask)
+        return 0.25 * cross_entropy_sum(model, hidden, targets, mask, chunk)
+
+    value, gradient = mx.value_and_grad(loss)(hidden)
+    expected, (_, expected_gradient) = autodiff(weight, hidden, batch)
+    assert value.item() == pytest.approx(0.25 * expected.item(), rel=1e-6)
+    assert relative_error(gradient, 0.25 * expected_gradient) < 1e-5
+
+
+class ShiftedEmbedding(nn.Module):
+    """A frozen embedding with something else of its own that is trained."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.shift = mx.random.normal((embedding.weight.shape[0],))
+        self.embedding.freeze()
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return self.embedding.as_linear(x) + self.shift * x.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("chunk", [7, 2**40])
+def test_a_head_with_an_adapter_is_autodiffs(model: Model, chunk: int):
+    hidden, batch = hidden_and_targets(model)
+    weight = model.model.embed_tokens.weight
+    model.model.embed_tokens = ShiftedEmbedding(model.model.embed_tokens)
+
+    def loss(shift: mx.array, hidden: mx.array) -> mx.array:
+        model.model.embed_tokens.shift = shift
+        targets, mask = mx.array(batch.targets), mx.array(batch.loss_mask)
+        return cross_entropy_sum(model, hidden, targets, mask, chunk)
+
+    def plain(shift: mx.array, hidden: mx.array) -> mx.array:
+        logits = hidden @ weight.T + shift * hidden.sum(axis=-1, keepdims=True)
+        losses = nn.losses.cross_entropy(logits, mx.array(batch.targets), reduction="none")
+        return (losses * mx.array(batch.loss_mask)).sum()
+
+    shift = model.model.embed_tokens.shift
+    value, gradients = mx.value_and_grad(loss, argnums=(0, 1))(shift, hidden)
+    expected, expected_gradients = mx.value_and_grad(plain, argnums=(0, 1))(shift, hidden)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(ours, theirs) < 1e-5

@@ -10,7 +10,12 @@ import pytest
 from mlx.optimizers import clip_grad_norm
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mobilemoe_mlx.train.optimizer import learning_rate, make_optimizer
+from mobilemoe_mlx.train.optimizer import (
+    learning_rate,
+    make_optimizer,
+    rounded_at_random,
+    set_learning_rate,
+)
 from mobilemoe_mlx.train.recipe import OptimizerConfig
 
 PEAK, WARMUP, STEPS = 2e-3, 10, 111
@@ -100,3 +105,32 @@ def test_clipping_is_torchs(clip_norm: float):
     assert norm.item() == pytest.approx(expected.item(), rel=1e-6)
     for ours, theirs in zip((clipped["a"], *clipped["b"]), parameters, strict=True):
         np.testing.assert_allclose(np.array(ours), theirs.grad.numpy(), rtol=1e-5)
+
+
+def test_lora_b_has_a_rate_of_its_own():
+    """LoRA+: AdamW's first step is the rate, whatever the gradient, so the two differ by it."""
+    config = OptimizerConfig(peak_lr=PEAK, weight_decay=0.0)
+    names = ("q_proj.lora_a", "q_proj.lora_b", "norm.weight")
+    parameters = tree_unflatten([(name, mx.ones((4, 4))) for name in names])
+    optimizer = make_optimizer(config, lora_b_rate=16.0)
+    optimizer.init(parameters)
+    set_learning_rate(optimizer, 1e-3, 16.0)
+    updated = optimizer.apply_gradients(parameters, parameters)
+    moved = {name: 1 - value[0, 0].item() for name, value in tree_flatten(updated)}
+    assert moved["q_proj.lora_b"] == pytest.approx(16e-3, rel=1e-3)
+    assert moved["q_proj.lora_a"] == moved["norm.weight"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_rounding_at_random_is_right_on_average():
+    mx.random.seed(0)
+    # 1 + 2^-9 lies a quarter of the way from 1 to bfloat16's next number, 1 + 2^-7.
+    x = mx.full((1 << 16,), 1 + 2**-9)
+    rounded = rounded_at_random(x, mx.bfloat16)
+    assert rounded.dtype == mx.bfloat16
+    values = np.array(rounded.astype(mx.float32))
+    assert set(values.tolist()) == {1.0, 1 + 2**-7}
+    assert (values > 1).mean() == pytest.approx(0.25, abs=0.01)  # 6 standard deviations
+    for value in (0.0, 1.0, -2.5, 2.0**-120):  # what bfloat16 has stays
+        exact = rounded_at_random(mx.full((64,), value), mx.bfloat16).astype(mx.float32)
+        assert mx.all(exact == value).item()
+    assert rounded_at_random(x, mx.float32) is x

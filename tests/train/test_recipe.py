@@ -243,7 +243,7 @@ def test_an_override_of_a_stage_that_is_not_run_is_refused(recipe_file: Path):
         ("common = 5\n[stages.sft]\n", "common must be a table"),
         ("tokenizer = 'x'\n[stages.sft]\n", "tokenizer must be a table"),
         ("[stages.sft]\n", "model.preset must be one of"),
-        ("[model]\npreset = 'tiny'\n[stages.sft]\n", "sft.data is missing"),
+        ("[model]\npreset = 'tiny'\n[stages.sft]\n", "sft.optimizer is missing"),
         (RECIPE.replace('mixture = "text.toml"', ""), "pretrain.data.mixture is missing"),
     ],
 )

@@ -1,0 +1,218 @@
+"""A fine-tuning run: one stage of training, in one folder, that leaves an adapter or a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.adapters.base_digest import BaseDigest, digest_of
+from mobilemoe_mlx.checkpoint import hub
+from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.checkpoint.damage import check_finite
+from mobilemoe_mlx.data.packing import Batch, PackedBatches
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.finetune.data import FinetuneData, open_finetune_data
+from mobilemoe_mlx.finetune.expert_load import entropy_report, expert_load
+from mobilemoe_mlx.finetune.method import load_base, prepare, what_is_trained, write_result
+from mobilemoe_mlx.finetune.recipe import FinetuneConfig, load_finetune_recipe
+from mobilemoe_mlx.tokenizer import load_tokenizer
+from mobilemoe_mlx.train.bookkeeping import Bookkeeping
+from mobilemoe_mlx.train.disk_space import DiskSpace, bytes_in, existing
+from mobilemoe_mlx.train.metrics import read_metrics
+from mobilemoe_mlx.train.recipe import FINETUNE
+from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
+from mobilemoe_mlx.train.signals import StopSignals
+from mobilemoe_mlx.train.stage import run_steps
+from mobilemoe_mlx.train.start import with_chat_template
+from mobilemoe_mlx.train.step import Trainer, micro_rows
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What the command line gives besides the base, the data and the folder."""
+
+    method: str | None = None  # None: the base's default, or that of the recipe file
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+    seed: int = 0  # of the adapters' first values
+
+
+def finetune(
+    base: str,
+    data: str | None,
+    run: Path | str,
+    options: FinetuneOptions = FinetuneOptions(),
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Fine-tune the checkpoint `base` on `data`; returns the adapter's or the model's folder.
+
+    Everything is looked at before the model is loaded, and the model before anything is written.
+    Raises UserError, one sentence, for what cannot be used; Stopped, with everything saved, on a
+    signal.
+    """
+    folder = RunFolder(files.user_path(run))
+    if not 0 <= options.seed < 2**64:  # what MLX takes
+        raise UserError(
+            f"The seed is {options.seed}; it must be a whole number from 0 to 2^64 - 1."
+        )
+    try:
+        return _finetune(base, data, folder, options, say)
+    except OSError as error:  # a full disk, mostly
+        intact = folder.stage(FINETUNE).has_started
+        raise UserError(
+            f"{error.filename or folder.path}: {error.strerror or error}."
+            + (f" Checkpoints in {folder.path} are intact: go on with --resume." if intact else "")
+        ) from error
+
+
+def _finetune(
+    base: str,
+    data_path: str | None,
+    folder: RunFolder,
+    options: FinetuneOptions,
+    say: Callable[[str], None],
+) -> Path:
+    stage = folder.stage(FINETUNE)
+    folder.check_free([FINETUNE], options.resume)
+    overrides = list(options.overrides)
+    if data_path is not None:
+        overrides.append(f"data.path={_as_toml(data_path)}")
+    base_folder = hub.resolve(base)
+    checkpoint = open_checkpoint(base_folder)
+    config = load_finetune_recipe(
+        options.recipe,
+        options.method,
+        overrides,
+        checkpoint.args,
+        on_cpu=mx.default_device().type == mx.DeviceType.cpu,
+    )
+    group = mx.distributed.init()
+    if group.size() > 1:
+        raise UserError("finetune runs in one process: start it without mlx.launch.")
+    rows = micro_rows(config, 1)
+    tokenizer = load_tokenizer(base_folder, checkpoint.end_token_ids())
+    data = open_finetune_data(
+        config.data, tokenizer, config.batch_size, micro_rows=rows, group=group
+    )
+    say(data.report.text())
+    config = config.for_data(data.steps_per_epoch)
+    check_finite(checkpoint)
+    digest = digest_of(checkpoint, base)
+    record = _record(config, digest, checkpoint.args.to_dict(), base_folder, data)
+    folder.check_same(record)
+    if stage.is_finished:
+        say(f"The run was finished before: {stage.result}")
+        return stage.result
+    model = load_base(base_folder, config)
+    chosen = prepare(model, config, options.seed, _sample(data.stage.batches, config))
+    record["stages"][FINETUNE]["chosen_experts"] = chosen
+    folder.check_same(record)
+    stage.check_resumable(data.stage.batches)
+    mx.random.seed(options.seed)
+    trainer = Trainer(model, config, group)
+    space = _disk_space(stage, trainer, config)
+    space.check(folder.path)
+    say(what_is_trained(trainer, config, chosen))
+    say(f"The run is in {folder.path}: {space.text()}.")
+    folder.begin(record, None)
+    with StopSignals(group) as signals:
+        book = Bookkeeping(FINETUNE, config, stage, data.stage, trainer, signals)
+        before = _load_before(trainer, book, data, config)
+        with book:
+            run_steps(trainer, book, data.stage, group)
+            summary = book.finish()
+    for line in summary.lines():
+        say(line)
+    say(f"  {entropy_report(before, _entropy(trainer, data, config))}")
+    tokenizer_folder = base_folder
+    if data.template_note is not None:
+        tokenizer_folder = with_chat_template(base_folder, folder.tokenizer)
+    return write_result(trainer, config, stage, digest, tokenizer_folder)
+
+
+def _record(
+    config: FinetuneConfig,
+    base: BaseDigest,
+    model: dict[str, Any],
+    base_folder: Path,
+    data: FinetuneData,
+) -> dict[str, Any]:
+    """The recipe as it is run, with the content of what it names."""
+    stage = {**dataclasses.asdict(config), "tokens": config.tokens}
+    stage["base_sha256"] = f"{base.config} {base.weights}"
+    stage["data"]["files_sha256"] = data.digests
+    stage["data"]["heldout_sha256"] = data.stage.heldout.digests
+    tokenizer = files.sha256(base_folder / "tokenizer.json")
+    return {
+        "name": config.method,
+        "model": model,
+        "tokenizer": {"sha256": tokenizer},
+        "stages": {FINETUNE: stage},
+    }
+
+
+def _sample(batches: PackedBatches, config: FinetuneConfig) -> Iterator[Batch]:
+    """Batches of the training data's beginning for the choice of experts; leaves it as it was."""
+    if config.experts is None:
+        return
+    start = batches.state_dict()
+    wanted = min(config.experts.sample_tokens, config.tokens)
+    size = config.batch_size * config.data.context
+    for _ in range(max(1, wanted // size)):
+        yield next(batches)
+    batches.load_state_dict(start)
+
+
+def _disk_space(stage: StageFolder, trainer: Trainer, config: FinetuneConfig) -> DiskSpace:
+    trained = sum(weight.size for _, weight in tree_flatten(trainer.parameters))
+    checkpoint = 12 * trained  # float32: the weight and AdamW's two moments
+    kept = min(config.keep_checkpoints + 1, config.steps + 1)  # and the best
+    result = 4 * trained
+    if config.adapter is None:
+        result = sum(weight.nbytes for _, weight in tree_flatten(trainer.model.parameters()))
+    return DiskSpace(
+        checkpoint=checkpoint,
+        checkpoints=kept * checkpoint,
+        models=result,
+        present=bytes_in(stage.checkpoints),
+        free=shutil.disk_usage(existing(stage.path)).free,
+    )
+
+
+def _load_before(
+    trainer: Trainer, book: Bookkeeping, data: FinetuneData, config: FinetuneConfig
+) -> list[float]:
+    """The entropy of the base's expert load, by layer; of a resumed run, from its metrics."""
+    for row in read_metrics(book.folder.metrics) if trainer.step else []:
+        if "base_load_entropy" in row:
+            return list(row["base_load_entropy"])
+    entropy = _entropy(trainer, data, config)
+    if not trainer.step:
+        book.metrics.write({"step": 0, "base_load_entropy": entropy})
+    return entropy
+
+
+def _entropy(trainer: Trainer, data: FinetuneData, config: FinetuneConfig) -> list[float]:
+    """The entropy of the expert load on held-out data or, without it, on one training batch."""
+    trainer.model.update(trainer.computed_parameters())
+    trainer.model.eval()
+    batches: Iterable[Batch] = data.stage.heldout.batches
+    if not batches:
+        start = data.stage.batches.state_dict()
+        batches = [next(data.stage.batches)]
+        data.stage.batches.load_state_dict(start)
+    return expert_load(trainer.model, batches, document_mask=config.data.document_mask).entropy
+
+
+def _as_toml(text: str) -> str:
+    """A string as TOML writes it, so that an override takes no path for a number."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
