@@ -13,9 +13,9 @@ METHODS = ("lora", "dora", "qlora", "qat-lora", "full", "qat", "experts")
 
 EXAMPLES = (
     "mobilemoe finetune runs/quickstart/training/sft/model --data runs/quickstart/corpus/"
-    "qa.train.jsonl --run runs/finetuned --set steps=100",
+    "qa.heldout.jsonl --run runs/finetuned --set steps=20",
     "mobilemoe finetune runs/quickstart/training/qat/model --data runs/quickstart/corpus/"
-    "qa.train.jsonl --run runs/finetuned-int4 --set steps=100 --set adapter.rank=4",
+    "qa.heldout.jsonl --run runs/finetuned-int4 --set steps=20 --set adapter.rank=4",
 )
 
 

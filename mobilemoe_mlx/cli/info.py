@@ -109,6 +109,11 @@ def _toml(path: Path) -> tuple[Any, str]:
 
         mixture = describe_mixture(path)
         return mixture.to_dict(), mixture.text()
+    from mobilemoe_mlx.finetune.recipe_info import describe_finetune_recipe, is_finetune_recipe
+
+    if is_finetune_recipe(path):
+        finetuning = describe_finetune_recipe(path)
+        return finetuning.to_dict(), finetuning.text()
     from mobilemoe_mlx.train.recipe_info import describe_recipe
 
     recipe = describe_recipe(path)

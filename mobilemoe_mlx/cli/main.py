@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Train": {
         "quickstart": Command("train, quantise, run and export a tiny model, and report", True),
         "train": Command("run training stages from a recipe", True),
+        "finetune": Command("train adapters or weights of a checkpoint on your own data", True),
         "plot": Command("draw a run's loss curves and expert load", False),
         "tokenizer": Command("train a SentencePiece tokenizer", False),
         "corpus": Command("build a corpus from this Python's standard library", False),

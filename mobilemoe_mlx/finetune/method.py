@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mobilemoe_mlx.accounting import account
+from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.adapters.adapter_file import save_adapter
 from mobilemoe_mlx.adapters.attach import attach
 from mobilemoe_mlx.adapters.base_digest import BaseDigest

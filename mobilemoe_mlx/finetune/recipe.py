@@ -230,3 +230,9 @@ def _check(config: FinetuneConfig, args: ModelArgs) -> None:
         )
     if config.adapter is not None:
         config.adapter.layer_numbers(args.num_hidden_layers)
+        if config.routing.train:
+            raise UserError(
+                "routing.train is true, but an adapter holds no selection biases: train whole "
+                "weights (--method full, qat or experts), or give the router adapters "
+                "(adapter.modules) and leave its balancing."
+            )

@@ -26,6 +26,7 @@ from mobilemoe_mlx.finetune.recipe import FinetuneConfig, load_finetune_recipe
 from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.train.bookkeeping import Bookkeeping
 from mobilemoe_mlx.train.disk_space import DiskSpace, bytes_in, existing
+from mobilemoe_mlx.train.evaluate import heldout_loss
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import FINETUNE
 from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
@@ -129,9 +130,15 @@ def _finetune(
         before = _load_before(trainer, book, data, config)
         with book:
             run_steps(trainer, book, data.stage, group)
+            book.restore_best()
+            test = _test_loss(trainer, data, config)
+            if test is not None:
+                book.metrics.write({"step": trainer.step, "test_loss": test})
             summary = book.finish()
     for line in summary.lines():
         say(line)
+    if test is not None:
+        say(f"  test loss: {test:.4f}")
     say(f"  {entropy_report(before, _entropy(trainer, data, config))}")
     tokenizer_folder = base_folder
     if data.template_note is not None:
@@ -199,6 +206,16 @@ def _load_before(
     if not trainer.step:
         book.metrics.write({"step": 0, "base_load_entropy": entropy})
     return entropy
+
+
+def _test_loss(trainer: Trainer, data: FinetuneData, config: FinetuneConfig) -> float | None:
+    """The loss on test.jsonl, where there is one, of what the run leaves."""
+    if not data.test.batches:
+        return None
+    trainer.model.update(trainer.computed_parameters())
+    trainer.model.eval()
+    mask = config.data.document_mask
+    return heldout_loss(trainer.model, data.test.batches, document_mask=mask)
 
 
 def _entropy(trainer: Trainer, data: FinetuneData, config: FinetuneConfig) -> list[float]:

@@ -181,17 +181,18 @@ class Bookkeeping:
 
     # --- the end ----------------------------------------------------------------------------
 
-    def finish(self) -> StageSummary:
-        """Sum the stage up, as the last line of its metrics.
+    def restore_best(self) -> None:
+        """Put the weights of the best step into the trainer, where it is looked for."""
+        if self.best is None:
+            return
+        step, self.losses["end"] = self.best
+        if step != self.trainer.step:
+            checkpoint = state.of_step(self.folder.checkpoints, step)
+            like = self.trainer.trained_parameters()
+            self.trainer.adopt(state.load_parameters(checkpoint, like))
 
-        Where the best held-out loss was looked for, the trainer goes back to its step's weights.
-        """
-        if self.best is not None:
-            step, self.losses["end"] = self.best
-            if step != self.trainer.step:
-                checkpoint = state.of_step(self.folder.checkpoints, step)
-                like = self.trainer.trained_parameters()
-                self.trainer.adopt(state.load_parameters(checkpoint, like))
+    def finish(self) -> StageSummary:
+        """Sum the stage up, as the last line of its metrics."""
         summary = summarize(
             self.name,
             self.trainer.step,

@@ -8,7 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mobilemoe_mlx.data.packing import PADDING, document_attention_mask
+from mobilemoe_mlx.linux_cpu import int4_product
 from mobilemoe_mlx.linux_cpu.exponential import logsumexp, softmax_parts
+from mobilemoe_mlx.lora.low_rank import float_matrix
 from mobilemoe_mlx.model import LayerTrace, Model
 from mobilemoe_mlx.train.balancing import expert_counts
 
@@ -174,6 +176,8 @@ def _times_weight(embedding: nn.Module, x: mx.array) -> mx.array:
     """x [tokens, vocabulary] times the embedding's weight, float or INT4 -> [tokens, features]."""
     if not isinstance(embedding, nn.QuantizedEmbedding):
         return x @ embedding.weight.astype(x.dtype)
+    if int4_product.is_faster(x):
+        return x @ float_matrix(embedding)
     return mx.quantized_matmul(
         x,
         embedding.weight,

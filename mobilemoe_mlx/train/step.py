@@ -12,6 +12,7 @@ from mlx.optimizers import clip_grad_norm
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import linux_cpu
+from mobilemoe_mlx.adapters.attach import adapter_layers, set_dropout_key
 from mobilemoe_mlx.data.packing import PADDING, Batch
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
@@ -53,6 +54,7 @@ class Trainer:
         self.config = config
         self.group = group or mx.distributed.init()
         self.step = 0
+        self._has_dropout = any(a.dropout_rate > 0 for a in adapter_layers(model).values())
         self.micro_rows = micro_rows(config, self.group.size())
         self._objective_and_gradients = mx.value_and_grad(self._objective)
         if linux_cpu.applies_to(mx.array(0.0, getattr(mx, config.compute.dtype))):
@@ -123,7 +125,12 @@ class Trainer:
         self.model.train()
         gradients: Any = None
         sums: LossSums | None = None
-        for micro in _micro_batches(batch, self.micro_rows):
+        micro_batches = _micro_batches(batch, self.micro_rows)
+        # The same masks in a resumed run, and where a layer is computed again for its gradient.
+        keys = mx.random.split(mx.random.key(self.step), len(micro_batches))
+        for micro, key in zip(micro_batches, keys, strict=True):
+            if self._has_dropout:
+                set_dropout_key(self.model, key)
             part, gradient = self._gradients(micro, targets, real)
             if sums is None:
                 sums, gradients = part, gradient
@@ -160,6 +167,7 @@ class Trainer:
         )
         self.biases = biases
         mx.eval(self.parameters, self.optimizer.state, self.biases)
+        self._install(self.parameters, self.biases)  # lets go of the last step's weights
         self.step += 1
         return StepResult(loss, z, grad_norm, rate, counts)
 
