@@ -27,6 +27,7 @@ from mobilemoe_mlx.scaling.results import Row
 
 _HUBER = 1e-3  # of ln L
 _STARTS, _FINISHED = 48, 6
+_OTHER_STARTS = 2  # of each draw of the bootstrap, beside the best point
 _TOLERANCE = 1e-7  # values of different starts then agree to about 1e-8
 _SPREAD = (2.5, 97.5)  # percentiles of the bootstrap: 95 % intervals
 
@@ -103,9 +104,9 @@ class _Problem:
                     ],
                     axis=1,
                 )
-            count = weight.sum(axis=1)
-            scale = _HUBER * count  # so that tolerances mean the same whatever the threshold
-            return np.sum(each * weight, axis=1) / scale, gradient / scale[:, None]
+                count = weight.sum(axis=1)
+                scale = _HUBER * count  # so that tolerances mean the same whatever the threshold
+                return np.sum(each * weight, axis=1) / scale, gradient / scale[:, None]
 
         return value
 
@@ -152,9 +153,11 @@ def fit(
         raise UserError(
             f"There is no form '{form}'{did_you_mean(form, FORMS)}; known: {', '.join(FORMS)}."
         )
+    if bootstrap < 0 or seed < 0:
+        raise UserError(f"bootstrap is {bootstrap} and seed {seed}; both must be 0 or more.")
     random = np.random.default_rng(seed)
     problem = _problem(rows, form)
-    best, value = _best(problem, random)
+    best, value = _best(problem, _approached(problem, random))
     law = _law(problem.coefficients(best), rows, form)
     predicted = _predictions(law, rows)
     measured = np.array([row.loss for row in rows])
@@ -235,8 +238,8 @@ def _problem(rows: Sequence[Row], form: str) -> _Problem:
     )
 
 
-def _best(problem: _Problem, random: np.random.Generator) -> tuple[Array, float]:
-    """The lowest of many starts: sensible laws drawn at random, the most promising to the end."""
+def _approached(problem: _Problem, random: np.random.Generator) -> Array:
+    """Many starts, sensible laws drawn at random, some steps on, the lowest first."""
     least = float(np.exp(problem.log_loss.min()))
     starts = []
     for _ in range(_STARTS):
@@ -254,8 +257,15 @@ def _best(problem: _Problem, random: np.random.Generator) -> tuple[Array, float]
         starts.append(problem.point(drawn))
     objective = problem.objective(np.ones((_STARTS, len(problem.log_loss))))
     points, values = minimise(objective, np.array(starts), steps=100)
-    promising = np.argsort(values)[:_FINISHED]
-    points, values = minimise(objective, points[promising], steps=1500, tolerance=_TOLERANCE)
+    ordered: Array = points[np.argsort(values)]
+    return ordered
+
+
+def _best(problem: _Problem, approached: Array) -> tuple[Array, float]:
+    """The lowest of the most promising starts, brought to their end."""
+    starts = approached[:_FINISHED]
+    objective = problem.objective(np.ones((len(starts), len(problem.log_loss))))
+    points, values = minimise(objective, starts, steps=1500, tolerance=_TOLERANCE)
     lowest = int(np.argmin(values))
     return points[lowest], float(values[lowest])
 
@@ -263,15 +273,29 @@ def _best(problem: _Problem, random: np.random.Generator) -> tuple[Array, float]
 def _intervals(
     problem: _Problem, best: Array, draws: int, random: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Percentiles of the coefficients over fits to rows drawn with replacement, from the best."""
+    """Percentiles of the coefficients over fits to rows drawn with replacement.
+
+    Each draw begins at the best point and at some of the other starts, since noise can make another
+    minimum the lowest.
+    """
     if not draws:
         return {}
     rows = len(problem.log_loss)
     weights = random.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(float)
-    points, _ = minimise(
-        problem.objective(weights), np.tile(best, (draws, 1)), steps=600, tolerance=_TOLERANCE
+    others = _approached(problem, random)
+    others = others[random.integers(len(others), size=(draws, _OTHER_STARTS))]
+    starts = np.concatenate([np.tile(best, (draws, 1, 1)), others], axis=1)
+    points, values = minimise(
+        problem.objective(np.repeat(weights, 1 + _OTHER_STARTS, axis=0)),
+        starts.reshape(-1, len(best)),
+        steps=600,
+        tolerance=_TOLERANCE,
     )
-    drawn = [problem.coefficients(point) for point in points]
+    lowest = np.nanargmin(values.reshape(draws, -1), axis=1)
+    drawn = [
+        problem.coefficients(point)
+        for point in points.reshape(starts.shape)[np.arange(draws), lowest]
+    ]
     return {
         name: (float(low), float(high))
         for name in COEFFICIENTS
@@ -292,7 +316,7 @@ def _held_out(
         problem = _problem(kept, form)
     except UserError:
         return None, 0
-    point, _ = _best(problem, random)
+    point, _ = _best(problem, _approached(problem, random))
     law = _law(problem.coefficients(point), kept, form)
     errors = _predictions(law, out) - np.array([row.loss for row in out])
     return float(np.sqrt(np.mean(errors**2))), number

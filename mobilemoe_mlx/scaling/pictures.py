@@ -16,7 +16,7 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.scaling.compare import Costed
 from mobilemoe_mlx.scaling.design import Bounds, Space, best_of_each, bounds_of
 from mobilemoe_mlx.scaling.fit import Fit
-from mobilemoe_mlx.scaling.law import Law
+from mobilemoe_mlx.scaling.law import BILLION, Law
 from mobilemoe_mlx.scaling.results import Row
 
 EXPERTS = (1, 2, 4, 8, 16, 32)
@@ -61,12 +61,13 @@ def iso_flop(law: Law) -> bytes:
     for panel, flops in zip(panels, (3 * middle, 12 * middle), strict=True):
         for experts in EXPERTS:
             losses = law.loss(active, flops / (6 * active), float(experts))
-            (line,) = panel.plot(active, losses, label=f"E = {experts}")
+            (line,) = panel.plot(active / BILLION, losses, label=f"E = {experts}")
             lowest = losses.argmin()
-            panel.plot(active[lowest], losses[lowest], "o", color=line.get_color())
-        panel.axvspan(*law.fitted_on.active, color="0.93", zorder=0)
+            panel.plot(active[lowest] / BILLION, losses[lowest], "o", color=line.get_color())
+        span = [each / BILLION for each in law.fitted_on.active]
+        panel.axvspan(*span, color="0.93", zorder=0)
         panel.set_xscale("log")
-        panel.set_xlabel("active parameters (grey: what the law was fitted on)")
+        panel.set_xlabel("active parameters, billions (grey: what the law was fitted on)")
         panel.set_ylabel("predicted loss, nats per token")
         panel.set_title(f"{flops:.1e} training FLOPs")
     return _png(figure, panels)
@@ -145,11 +146,19 @@ def of_fit(fitted: Fit, rows: Sequence[Row]) -> dict[str, bytes]:
     panel.set_title(f"form '{fitted.form}', RMSE {fitted.law.rmse:.4f}")
     against = _png(figure, [panel])
     figure, panels = _figure(3)
-    for panel, name in zip(panels, ("active", "tokens", "experts"), strict=True):
-        panel.plot([getattr(row, name) for row in rows], residuals, ".")
+    for panel, (label, values) in zip(
+        panels,
+        {
+            "active parameters, billions": [row.active / BILLION for row in rows],
+            "tokens, billions": [row.tokens / BILLION for row in rows],
+            "experts": [row.experts for row in rows],
+        }.items(),
+        strict=True,
+    ):
+        panel.plot(values, residuals, ".")
         panel.axhline(0, color="0.6", zorder=0)
         panel.set_xscale("log")
-        panel.set_xlabel({"active": "active parameters"}.get(name, name))
+        panel.set_xlabel(label)
         panel.set_ylabel("predicted less measured, nats per token")
     return {"predicted-against-measured": against, "residuals": _png(figure, [])}
 
@@ -157,9 +166,9 @@ def of_fit(fitted: Fit, rows: Sequence[Row]) -> dict[str, bytes]:
 def pareto(models: Sequence[Costed]) -> bytes:
     """Published scores over FLOPs per token and over INT4 bytes, counted here."""
     figure, panels = _figure(2)
-    label = f"FLOPs per token at a context of {models[0].accounting.context:,}"
+    label = f"FLOPs per token at a context of {models[0].accounting.context:,}, billions"
     costs: dict[str, list[float]] = {
-        label: [each.accounting.flops_per_token for each in models],
+        label: [each.accounting.flops_per_token / BILLION for each in models],
         "INT4 weights, GB": [each.accounting.int4_bytes / 1e9 for each in models],
     }
     for panel, (label, figures) in zip(panels, costs.items(), strict=True):
@@ -204,13 +213,23 @@ def _figure(number: int) -> tuple[Any, list[Any]]:
     return figure, list(figure.subplots(1, number, squeeze=False)[0])
 
 
+def _tick(panel: Any) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten; the usual ones run into each other, or are none."""
+    low, high = panel.get_xlim()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [t * 10.0**p for p in powers for t in (1, 2, 5)]
+    panel.set_xticks([t for t in ticks if low <= t <= high])
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("")
+
+
 def _png(figure: Any, with_legend: list[Any]) -> bytes:
     for panel in with_legend:
         panel.legend(fontsize=7)
         panel.grid(alpha=0.3)
     for panel in figure.axes:
-        if panel.get_xscale() == "log":
-            panel.xaxis.set_minor_formatter("")  # they would run into each other
+        if panel.get_xscale() == "log" and panel.xaxis.get_transform().base == 10:
+            _tick(panel)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()

@@ -97,10 +97,20 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("design --experts 0", "E / k = 0: it must be 1 or more"),
         ("design --runtime-memory -5", "runtime_memory is -5; it must be 0 or more"),
         ("fit nowhere.jsonl", "nowhere.jsonl"),
+        ("fit runs.jsonl --bootstrap -1", "bootstrap is -1"),
+        ("fit runs.jsonl --form joined", "no form 'joined' (did you mean 'joint'?)"),
         ("compare --context 9000", "takes 1 to 4096"),
     ],
 )
-def test_mistakes_are_told(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told(
+    line: str,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    synthetic_losses.write(tmp_path / "runs.jsonl", synthetic_losses.rows(0))
     try:
         assert main(["scale", *line.split()]) == 2
     except SystemExit as exit:  # argparse's own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import TYPE_CHECKING
 
 from mobilemoe_mlx import text_table
@@ -70,11 +69,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _text(fitted: Fit, others: dict[str, Fit | str]) -> str:
+    from mobilemoe_mlx.scaling.fit import COEFFICIENTS
+
     rows = [["", "fitted", "95 % of the bootstrap"]]
-    for name, value in dataclasses.asdict(fitted.law).items():
-        if name in fitted.intervals:
-            low, high = fitted.intervals[name]
-            rows.append([name, f"{value:.4f}", f"{low:.4f} to {high:.4f}"])
+    for name in COEFFICIENTS:
+        ends = fitted.intervals.get(name)  # none without a bootstrap
+        interval = "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+        rows.append([name, f"{getattr(fitted.law, name):.4f}", interval])
     lines = [f"{fitted.rows} rows, form '{fitted.form}'.", text_table.columns(rows), ""]
     forms = [["form", "RMSE", "held out", "BIC"]]
     for name, each in others.items():
