@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,16 @@ class Library(package.Library):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        # Runtimes of code paths that another CPU has, of a precision and threads.
+        self.emulated: dict[str | None, Callable[[str, int], Any]] = {}
         for name in ("linear_int4", "head", "attention", "moe_ffn"):
             self.function(f"{name}_workspace").restype = c.c_size_t
 
     def runtime(
         self, precision: str = "exact", threads: int = 2, cpu_path: str | None = None
     ) -> Runtime:
+        if cpu_path in self.emulated:
+            return self.emulated[cpu_path](precision, threads)
         return Runtime(self, precision, threads, cpu_path)
 
 

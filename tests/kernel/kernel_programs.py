@@ -21,12 +21,16 @@ def run(command: list[str]) -> str:
 
 
 def build(folder: Path, compiler: str, program: Path, options: list[str], link: list[str]) -> Path:
-    """Compile `program` and every source of the kernel in `folder`, two at a time."""
+    """Compile `program` and every source of the kernel in `folder`, two at a time.
+
+    Objects that are in the folder already are taken as they are.
+    """
     include = [f"-I{KERNEL / 'include'}", f"-I{KERNEL / 'bench'}"]
 
     def compile_one(source: Path) -> str:
         target = folder / f"{source.stem}.o"
-        run([compiler, "-std=c++17", *options, *include, "-c", str(source), "-o", str(target)])
+        if not target.exists():
+            run([compiler, "-std=c++17", *options, *include, "-c", str(source), "-o", str(target)])
         return str(target)
 
     with ThreadPoolExecutor(2) as pool:

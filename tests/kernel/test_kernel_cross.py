@@ -1,28 +1,15 @@
-"""The kernel for arm64, cross-compiled and run in an emulator of several CPUs."""
+"""Whole models on arm64, cross-compiled and run in an emulator of several CPUs.
+
+The operators are tested there by test_kernel_operators.py and test_kernel_golden.py.
+"""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+import emulated_arm64
 import kernel_programs
 import pytest
-
-EMULATOR = shutil.which("qemu-aarch64")
-
-
-@pytest.fixture(scope="module")
-def compare_paths(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("aarch64-linux-gnu-g++")
-    if compiler is None or EMULATOR is None:
-        pytest.skip("no cross compiler or emulator for arm64: scripts/install-cross-tools")
-    return kernel_programs.build(
-        tmp_path_factory.mktemp("arm64"),
-        compiler,
-        Path(__file__).with_name("compare_paths.cpp"),
-        ["-O2", "-Wall", "-Wextra", "-Werror"],
-        ["-static"],
-    )
 
 
 @pytest.mark.parametrize(
@@ -33,8 +20,9 @@ def compare_paths(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("cortex-a53", ["neon", "portable"]),  # Armv8.0-A
     ],
 )
-def test_arm64(compare_paths: Path, cpu: str, names: list[str]) -> None:
+def test_models(arm64_folder: Path, cpu: str, names: list[str]) -> None:
     """The CPU's code paths are found, and each computes what plain C++ in float32 does."""
-    output = kernel_programs.run([str(EMULATOR), "-cpu", cpu, str(compare_paths)])
+    emulator, program = emulated_arm64.build(arm64_folder, "compare_paths.cpp")
+    output = kernel_programs.run([emulator, "-cpu", cpu, program])
     found = dict.fromkeys(line.split(",")[0] for line in output.splitlines())
     assert list(found) == names

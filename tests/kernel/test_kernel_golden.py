@@ -66,10 +66,10 @@ def test_embedding(library: Library) -> None:
 
 
 @pytest.mark.parametrize("name", ["attention", "attention-plain"])
-def test_attention(library: Library, cpu_path: str, name: str) -> None:
+def test_attention(library: Library, any_path: str, name: str) -> None:
     golden = Golden(name)
     p = golden.parameters
-    runtime = library.runtime(cpu_path=cpu_path)
+    runtime = library.runtime(cpu_path=any_path)
     heads, kv_heads, head_dim = p["heads"], p["kv_heads"], p["head_dim"]
     shape = AttentionShape(
         heads,
@@ -106,10 +106,10 @@ def test_attention(library: Library, cpu_path: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["experts", "experts-plain"])
-def test_experts(library: Library, cpu_path: str, name: str) -> None:
+def test_experts(library: Library, any_path: str, name: str) -> None:
     golden = Golden(name)
     p = golden.parameters
-    runtime = library.runtime(cpu_path=cpu_path)
+    runtime = library.runtime(cpu_path=any_path)
     shape = MoeShape(
         p["hidden_size"],
         p["expert_width"],
@@ -135,14 +135,14 @@ def test_experts(library: Library, cpu_path: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["head-last", "head-all"])
-def test_head(library: Library, cpu_path: str, name: str) -> None:
+def test_head(library: Library, any_path: str, name: str) -> None:
     golden = Golden(name)
     p = golden.parameters
     for case in golden.cases:
         residual = golden.input(case, "residual")
         if p["logits"] == "last":
             residual = np.ascontiguousarray(residual[-1:])
-        y = library.runtime(cpu_path=cpu_path).head(
+        y = library.runtime(cpu_path=any_path).head(
             residual,
             golden.entry("norm"),
             p["norm_eps"],

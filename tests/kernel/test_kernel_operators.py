@@ -34,9 +34,9 @@ def moe_weights(m: MoeTensors) -> MoeWeights:
 
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 32), (19, 96), (40, 160), (64, 768)])
-def test_linear(library: Library, cpu_path: str, precision: str, rows: int, columns: int) -> None:
+def test_linear(library: Library, any_path: str, precision: str, rows: int, columns: int) -> None:
     rng = np.random.default_rng([rows, columns])
-    runtime = library.runtime(precision, cpu_path=cpu_path)
+    runtime = library.runtime(precision, cpu_path=any_path)
     weight = random_int4(rng, rows, columns)
     for count in COUNTS:
         x = activations(rng, count, columns)
@@ -49,10 +49,25 @@ def test_linear(library: Library, cpu_path: str, precision: str, rows: int, colu
         assert np.linalg.norm(y - wanted) < LIMITS[precision] * np.linalg.norm(size)
 
 
+@pytest.mark.parametrize("precision", ["int16", "int8"])
+def test_linear_of_whole_numbers_is_exact(library: Library, any_path: str, precision: str) -> None:
+    """Activations that the integers hold, and scales that are powers of 2: nothing is rounded."""
+    # NEON's 16 bits are two signed bytes: 127 x 256 + 127.
+    limit = 127 if precision == "int8" else 32639 if any_path.startswith("neon") else 32767
+    rng = np.random.default_rng(6)
+    weight = random_int4(rng, 21, 96)
+    weight.scales[:] = 2.0 ** rng.integers(-2, 3, weight.scales.shape)
+    for count in (1, 5):
+        x = rng.integers(-limit, limit + 1, (count, 96)).astype(np.float32)
+        x[:, ::32] = limit
+        y = library.runtime(precision, cpu_path=any_path).linear(weight.codes, weight.scales, x)
+        np.testing.assert_array_equal(y, x.astype(np.float64) @ weight.values.T)
+
+
 @pytest.mark.parametrize("precision", LIMITS)
-def test_linear_takes_extreme_values(library: Library, cpu_path: str, precision: str) -> None:
+def test_linear_takes_extreme_values(library: Library, any_path: str, precision: str) -> None:
     """Every product at its largest, zero rows, tiny and huge activations, subnormal scales."""
-    runtime = library.runtime(precision, cpu_path=cpu_path)
+    runtime = library.runtime(precision, cpu_path=any_path)
     codes = np.full((32, 128), 0x88, np.uint8)  # all -8
     scales = np.full((32, 8), 8188, np.float16)
     scales[1] = 6e-8  # the smallest subnormal float16
@@ -74,14 +89,14 @@ def test_linear_takes_extreme_values(library: Library, cpu_path: str, precision:
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
 @pytest.mark.parametrize("precision", LIMITS)
 def test_what_is_not_finite_stays_so(
-    library: Library, cpu_path: str, precision: str, value: float
+    library: Library, any_path: str, precision: str, value: float
 ) -> None:
     """Of a token with such an activation no output is a plausible number; of the others all are."""
     rng = np.random.default_rng(8)
     m = reference.random_moe(rng, 96, 64, 32, 5)
     for packed in (m.gate_up, m.down, m.shared_gate, m.shared_up, m.shared_down):
         packed.scales[:] = 1000
-    runtime = library.runtime(precision, cpu_path=cpu_path)
+    runtime = library.runtime(precision, cpu_path=any_path)
     for place in (*range(32), 50, 95):
         for count in (1, 6):
             x = activations(rng, count, 96)
@@ -96,13 +111,13 @@ def test_what_is_not_finite_stays_so(
 
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("count", COUNTS)
-def test_moe_ffn(library: Library, cpu_path: str, precision: str, count: int) -> None:
+def test_moe_ffn(library: Library, any_path: str, precision: str, count: int) -> None:
     rng = np.random.default_rng(count)
     d, w, shared, experts, slots = 96, 160, 224, 11, 3
     m = reference.random_moe(rng, d, w, shared, experts)
     x = activations(rng, count, d)
     shape = MoeShape(d, w, shared, experts, slots, 1, 2.5)
-    y = library.runtime(precision, cpu_path=cpu_path).moe_ffn(shape, moe_weights(m), x)
+    y = library.runtime(precision, cpu_path=any_path).moe_ffn(shape, moe_weights(m), x)
     wanted, _ = reference.moe_ffn(m, x, slots, True, 2.5)
     # Two products follow each other, so that their errors add as squares.
     assert relative_error(y, wanted) < LIMITS[precision] * 2
@@ -112,13 +127,13 @@ def test_moe_ffn(library: Library, cpu_path: str, precision: str, count: int) ->
     ("experts", "shared", "normalise"), [(5, 0, False), (0, 64, True), (1, 32, True)]
 )
 def test_moe_ffn_in_part(
-    library: Library, cpu_path: str, experts: int, shared: int, normalise: bool
+    library: Library, any_path: str, experts: int, shared: int, normalise: bool
 ) -> None:
     """Without shared expert; dense, without routed ones; unnormed weights."""
     rng = np.random.default_rng(7)
     d, w, slots = 64, 32, 1
     m = reference.random_moe(rng, d, w, shared, experts)
-    runtime = library.runtime(cpu_path=cpu_path)
+    runtime = library.runtime(cpu_path=any_path)
     for count in (1, 9):
         x = activations(rng, count, d)
         shape = MoeShape(d, w, shared, experts, slots, int(normalise), 1.5)
@@ -131,7 +146,7 @@ def test_moe_ffn_in_part(
         assert relative_error(y, wanted) < LIMITS["exact"]
 
 
-def test_ties_go_to_the_lower_index(library: Library, cpu_path: str) -> None:
+def test_ties_go_to_the_lower_index(library: Library, any_path: str) -> None:
     rng = np.random.default_rng(3)
     m = reference.random_moe(rng, 64, 32, 32, 8)
     m.router[:] = m.router[0]
@@ -140,7 +155,7 @@ def test_ties_go_to_the_lower_index(library: Library, cpu_path: str) -> None:
         x = activations(rng, count, 64)
         wanted, selected = reference.moe_ffn(m, x, 3, True, 2.5)
         assert (selected == [1, 2, 4]).all()
-        runtime = library.runtime(cpu_path=cpu_path)
+        runtime = library.runtime(cpu_path=any_path)
         y = runtime.moe_ffn(MoeShape(64, 32, 32, 8, 3, 1, 2.5), moe_weights(m), x)
         assert relative_error(y, wanted) < LIMITS["exact"]
 
@@ -166,19 +181,19 @@ def test_embedding_is_exact(library: Library) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 7, 96])
-def test_rms_norm(library: Library, cpu_path: str, width: int) -> None:
+def test_rms_norm(library: Library, any_path: str, width: int) -> None:
     rng = np.random.default_rng(width)
     x = activations(rng, 3, width)
     weight = rng.standard_normal(width).astype(np.float32)
-    y = library.runtime(cpu_path=cpu_path).rms_norm(x, weight, 1e-5)
+    y = library.runtime(cpu_path=any_path).rms_norm(x, weight, 1e-5)
     assert relative_error(y, reference.rms_norm(x, 1e-5) * weight) < 1e-6
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-def test_head(library: Library, cpu_path: str, precision: str) -> None:
+def test_head(library: Library, any_path: str, precision: str) -> None:
     rng = np.random.default_rng(2)
     table, norm = random_int4(rng, 333, 96), rng.standard_normal(96).astype(np.float32)
-    runtime = library.runtime(precision, cpu_path=cpu_path)
+    runtime = library.runtime(precision, cpu_path=any_path)
     for count in (1, 5):
         x = activations(rng, count, 96)
         y = runtime.head(x, norm, 0.25, table.codes, table.scales)
@@ -191,12 +206,12 @@ def test_head(library: Library, cpu_path: str, precision: str) -> None:
     [(6, 2, 16, True), (4, 4, 64, False), (7, 1, 18, True)],
 )
 def test_attention(
-    library: Library, cpu_path: str, heads: int, kv_heads: int, head_dim: int, norm: bool
+    library: Library, any_path: str, heads: int, kv_heads: int, head_dim: int, norm: bool
 ) -> None:
     """Any cut of a sequence, across the kernel's blocks of 16 and chunks of 256 positions."""
     rng = np.random.default_rng(heads)
     total, context = 600, 610
-    runtime = library.runtime(threads=3, cpu_path=cpu_path)
+    runtime = library.runtime(threads=3, cpu_path=any_path)
     shape = AttentionShape(heads, kv_heads, head_dim, context, norm, 1e-5, head_dim**-0.5)
     periods = (500.0 ** (np.arange(head_dim // 2) * 2 / head_dim)).astype(np.float32)
     q, k, v = (
@@ -223,13 +238,13 @@ def test_attention(
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-def test_threads_do_not_change_a_bit(library: Library, cpu_path: str, precision: str) -> None:
+def test_threads_do_not_change_a_bit(library: Library, any_path: str, precision: str) -> None:
     rng = np.random.default_rng(9)
     m = reference.random_moe(rng, 96, 128, 160, 9)
     shape, weights = MoeShape(96, 128, 160, 9, 2, 1, 2.5), moe_weights(m)
     for count in (1, 2, 45):
         x = activations(rng, count, 96)
-        first = library.runtime(precision, 1, cpu_path).moe_ffn(shape, weights, x)
+        first = library.runtime(precision, 1, any_path).moe_ffn(shape, weights, x)
         for threads in (2, 5, 16):
-            y = library.runtime(precision, threads, cpu_path).moe_ffn(shape, weights, x)
+            y = library.runtime(precision, threads, any_path).moe_ffn(shape, weights, x)
             np.testing.assert_array_equal(y, first)
