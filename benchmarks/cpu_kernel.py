@@ -162,10 +162,13 @@ def main() -> int:
         "--llama-python",
         help="a Python that has llama-cpp-python and gguf; without it, no comparison",
     )
+    parser.add_argument("--cpu-path", help="the kernel's code path (default: the fastest)")
     parser.add_argument("--json", type=Path, help="write every round here")
     options = parser.parse_args()
     common = ["--threads", str(options.threads)]
     common += ["--contexts", options.contexts, "--prompts", options.prompts]
+    if options.cpu_path:
+        common += ["--cpu-path", options.cpu_path]
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder))
         engines: list[Engine | LlamaCpp] = [
