@@ -132,13 +132,18 @@ def _mobilellm_pro(fields: _Fields) -> Architecture:
 def _olmoe(fields: _Fields) -> Architecture:
     """Every layer routes; queries and keys are normed over all heads together."""
     hidden, (_, query, kv) = fields.size("hidden_size"), fields.head_features()
+    experts, selected = fields.size("num_experts"), fields.size("num_experts_per_tok")
+    if selected > experts:
+        raise UserError(
+            f"{fields.where}: num_experts_per_tok ({selected}) is above num_experts ({experts})."
+        )
     layer = Layer(
         packed=2 * hidden * (query + kv),
         vectors=2 * hidden + query + kv + (query + 2 * kv + hidden) * fields.flag("attention_bias"),
-        router=fields.size("num_experts") * hidden,
+        router=experts * hidden,
         expert=fields.feed_forward(),
-        experts=fields.size("num_experts"),
-        experts_per_token=fields.size("num_experts_per_tok"),
+        experts=experts,
+        experts_per_token=selected,
         query_features=query,
         key_value_features=kv,
     )

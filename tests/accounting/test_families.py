@@ -135,6 +135,12 @@ def test_what_is_wrong_is_told(change: dict[str, Any], told: str) -> None:
         read_architecture(config)
 
 
+def test_more_experts_than_there_are() -> None:
+    config = {**(published_models()["OLMoE-1B-7B"].config or {}), "num_experts_per_tok": 65}
+    with pytest.raises(UserError, match=r"num_experts_per_tok .65. is above num_experts .64."):
+        read_architecture(config)
+
+
 def test_a_model_that_also_sees_is_its_text_model() -> None:
     text = published_models()["Qwen3.5-2B"].config or {}
     outer = {"model_type": "qwen3_5", "vision_config": {}, "tie_word_embeddings": True}
