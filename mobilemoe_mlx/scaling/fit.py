@@ -26,7 +26,7 @@ from mobilemoe_mlx.scaling.lbfgs import Array, minimise
 from mobilemoe_mlx.scaling.results import Row
 
 _HUBER = 1e-3  # of ln L
-_STARTS, _FINISHED = 48, 6
+_STARTS, _FINISHED = 48, 4
 _OTHER_STARTS = 2  # of each draw of the bootstrap, beside the best point
 _TOLERANCE = 1e-7  # values of different starts then agree to about 1e-8
 _SPREAD = (2.5, 97.5)  # percentiles of the bootstrap: 95 % intervals
