@@ -128,7 +128,7 @@ def dispatch(indices: mx.array, num_experts: int, block: int) -> Dispatch:
     starts = ends - padded
     shift = starts - (mx.cumsum(counts) - counts)  # padding before each expert's rows
     sorted_rows = mx.arange(count) + shift[experts]
-    blocks = (count + num_experts * (block - 1)) // block
+    blocks = _blocks(count, num_experts, block)
     pairs = mx.zeros((blocks * block,), mx.int32)
     pairs = mx.put_along_axis(pairs, sorted_rows, order, axis=0).reshape(blocks, block)
     # Blocks after the last expert's rows are all padding; any expert will do.
@@ -137,6 +137,16 @@ def dispatch(indices: mx.array, num_experts: int, block: int) -> Dispatch:
     rows = mx.put_along_axis(mx.zeros_like(order), order, sorted_rows, axis=0)
     segments = mx.stack([starts, starts + counts], axis=-1).astype(mx.uint32)
     return Dispatch(pairs, pairs // slots, block_experts, rows, segments)
+
+
+def _blocks(pairs: int, num_experts: int, block: int) -> int:
+    """The most blocks that any routing of `pairs` can need."""
+    return (pairs + num_experts * (block - 1)) // block
+
+
+def padded_rows(pairs: int, num_experts: int, *, on_cpu: bool) -> int:
+    """Rows that `pairs` (token, slot) pairs are laid out in, padding included."""
+    return _blocks(pairs, num_experts, _CPU_BLOCK) * _CPU_BLOCK if on_cpu else pairs
 
 
 def rows_of_tokens(x: mx.array, plan: Dispatch, slots: int) -> mx.array:

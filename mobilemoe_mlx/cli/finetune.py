@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder with train.jsonl (valid.jsonl, test.jsonl), a file, a mixture, or a "
         "Hugging Face dataset",
     )
+    parser.add_argument("--run", help="folder of the run: metrics, checkpoints, the adapter")
     parser.add_argument(
-        "--run", required=True, help="folder of the run: metrics, checkpoints, the adapter"
+        "--plan", action="store_true", help="say what the data holds and what memory it takes; stop"
     )
     parser.add_argument(
         "--method",
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; after a signal, returns 130 or 143 with everything saved."""
     check_json(args.json)
+    from mobilemoe_mlx.errors import UserError
     from mobilemoe_mlx.finetune.run import FinetuneOptions, finetune
     from mobilemoe_mlx.train.run_info import describe_run
     from mobilemoe_mlx.train.signals import Stopped
@@ -74,12 +76,19 @@ def run(args: argparse.Namespace) -> int:
         overrides=tuple(overrides),
         resume=args.resume,
         seed=args.seed,
+        plan=args.plan,
     )
+    if args.run is None and not args.plan:
+        raise UserError(
+            "The run needs a folder: give one with --run, or --plan for the plan alone."
+        )
     try:
-        result = finetune(args.model, args.data, args.run, options, say)
+        result = finetune(args.model, args.data, args.run or ".", options, say)
     except Stopped as stopped:
         say(f"Stopped; what was trained is saved. Go on with:\n  {_again(args)}")
         return stopped.exit_status
+    if result is None:
+        return 0
     what = "adapter" if result.name == "adapter" else "model"
     say(f"The trained {what} is in {result}")
     say("\n  ".join(["Next:", *_next_commands(args.model, result)]))

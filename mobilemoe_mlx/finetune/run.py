@@ -21,6 +21,9 @@ from mobilemoe_mlx.data.packing import Batch, PackedBatches
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.finetune.data import FinetuneData, open_finetune_data
 from mobilemoe_mlx.finetune.expert_load import entropy_report, expert_load
+from mobilemoe_mlx.finetune.machine_memory import bound_memory, machine_memory
+from mobilemoe_mlx.finetune.memory_changes import check_memory
+from mobilemoe_mlx.finetune.memory_plan import plan_memory
 from mobilemoe_mlx.finetune.method import load_base, prepare, what_is_trained, write_result
 from mobilemoe_mlx.finetune.recipe import FinetuneConfig, load_finetune_recipe
 from mobilemoe_mlx.tokenizer import load_tokenizer
@@ -45,6 +48,7 @@ class FinetuneOptions:
     overrides: tuple[str, ...] = ()
     resume: bool = False
     seed: int = 0  # of the adapters' first values
+    plan: bool = False  # say what memory the run takes, and do no more
 
 
 def finetune(
@@ -53,9 +57,10 @@ def finetune(
     run: Path | str,
     options: FinetuneOptions = FinetuneOptions(),
     say: Callable[[str], None] = print,
-) -> Path:
+) -> Path | None:
     """Fine-tune the checkpoint `base` on `data`; returns the adapter's or the model's folder.
 
+    With `options.plan` None, after the data and the memory of a step have been told.
     Everything is looked at before the model is loaded, and the model before anything is written.
     Raises UserError, one sentence, for what cannot be used; Stopped, with everything saved, on a
     signal.
@@ -81,12 +86,14 @@ def _finetune(
     folder: RunFolder,
     options: FinetuneOptions,
     say: Callable[[str], None],
-) -> Path:
+) -> Path | None:
     stage = folder.stage(FINETUNE)
-    folder.check_free([FINETUNE], options.resume)
+    if not options.plan:
+        folder.check_free([FINETUNE], options.resume)
     overrides = list(options.overrides)
     if data_path is not None:
         overrides.append(f"data.path={_as_toml(data_path)}")
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
     base_folder = hub.resolve(base)
     checkpoint = open_checkpoint(base_folder)
     config = load_finetune_recipe(
@@ -94,7 +101,7 @@ def _finetune(
         options.method,
         overrides,
         checkpoint.args,
-        on_cpu=mx.default_device().type == mx.DeviceType.cpu,
+        on_cpu=on_cpu,
     )
     group = mx.distributed.init()
     if group.size() > 1:
@@ -106,6 +113,12 @@ def _finetune(
     )
     say(data.report.text())
     config = config.for_data(data.steps_per_epoch)
+    plan = plan_memory(checkpoint.args, config, on_cpu=on_cpu)
+    machine = machine_memory()
+    say(plan.text(machine) if options.plan else plan.short(machine))
+    check_memory(plan, machine, checkpoint.args, config, on_cpu=on_cpu)
+    if options.plan:
+        return None
     check_finite(checkpoint)
     digest = digest_of(checkpoint, base)
     record = _record(config, digest, checkpoint.args.to_dict(), base_folder, data)
@@ -113,6 +126,7 @@ def _finetune(
     if stage.is_finished:
         say(f"The run was finished before: {stage.result}")
         return stage.result
+    bound_memory(plan.limit, plan.cache)
     model = load_base(base_folder, config)
     chosen = prepare(model, config, options.seed, _sample(data.stage.batches, config))
     record["stages"][FINETUNE]["chosen_experts"] = chosen
@@ -215,7 +229,8 @@ def _test_loss(trainer: Trainer, data: FinetuneData, config: FinetuneConfig) -> 
     trainer.model.update(trainer.computed_parameters())
     trainer.model.eval()
     mask = config.data.document_mask
-    return heldout_loss(trainer.model, data.test.batches, document_mask=mask)
+    chunk = config.compute.loss_chunk
+    return heldout_loss(trainer.model, data.test.batches, document_mask=mask, chunk=chunk)
 
 
 def _entropy(trainer: Trainer, data: FinetuneData, config: FinetuneConfig) -> list[float]:

@@ -16,6 +16,14 @@ from mobilemoe_mlx.linux_cpu.exponential import softmax_parts
 _BLOCK = 128
 
 
+def scores_kept(length: int) -> int:
+    """Exponentials of one head over `length` tokens that are kept for the gradient."""
+    return sum(
+        (min(start + _BLOCK, length) - start) * min(start + _BLOCK, length)
+        for start in range(0, length, _BLOCK)
+    )
+
+
 def causal_attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None = None
 ) -> mx.array:

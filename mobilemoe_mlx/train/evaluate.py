@@ -13,23 +13,29 @@ from mobilemoe_mlx.linux_cpu.exponential import logsumexp
 from mobilemoe_mlx.model import Model
 
 
-def heldout_loss(model: Model, batches: Iterable[Batch], *, document_mask: bool = False) -> float:
+def heldout_loss(
+    model: Model, batches: Iterable[Batch], *, document_mask: bool = False, chunk: int = 2048
+) -> float:
     """Mean cross-entropy a target, in nats, of a float or INT4 model.
 
+    `chunk`: tokens whose logits exist at one time.
     Raises UserError when it is not finite: no number of such a model means anything.
     """
     total, targets = 0.0, 0.0
     for batch in batches:
         mask = document_attention_mask(batch.documents) if document_mask else None
         hidden = model.model(mx.array(batch.inputs), mask=mask)
-        # A row at a time: the logits of a whole batch may not fit.
-        for h, target, counts in zip(
-            hidden, mx.array(batch.targets), mx.array(batch.loss_mask), strict=True
-        ):
-            logits = model.logits(h).astype(mx.float32)
-            chosen = mx.take_along_axis(logits, target[:, None], axis=-1).squeeze(-1)
+        rows = hidden.flatten(0, 1)
+        flat_targets, counts = (
+            mx.array(batch.targets).flatten(),
+            mx.array(batch.loss_mask).flatten(),
+        )
+        for start in range(0, len(rows), chunk):
+            part = slice(start, start + chunk)
+            logits = model.logits(rows[part]).astype(mx.float32)
+            chosen = mx.take_along_axis(logits, flat_targets[part, None], axis=-1).squeeze(-1)
             losses = logsumexp(logits) - chosen
-            total += (losses * counts).sum().item()
+            total += (losses * counts[part]).sum().item()
         targets += float(batch.loss_mask.sum())
     if not math.isfinite(total):
         raise UserError(

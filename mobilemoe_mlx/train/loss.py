@@ -13,6 +13,7 @@ from mobilemoe_mlx.linux_cpu.exponential import logsumexp, softmax_parts
 from mobilemoe_mlx.lora.low_rank import float_matrix
 from mobilemoe_mlx.model import LayerTrace, Model
 from mobilemoe_mlx.train.balancing import expert_counts
+from mobilemoe_mlx.train.recomputation import computed_again
 
 
 class LossSums(NamedTuple):
@@ -44,7 +45,7 @@ def loss_sums(
         inputs,
         mask=document_attention_mask(documents) if document_mask else None,
         trace=trace,
-        wrap=nn.utils.checkpoint if activation_checkpointing else None,
+        wrap=computed_again if activation_checkpointing else None,
     )
     real = (documents != PADDING).flatten()
     z = mx.array(0.0)
@@ -90,11 +91,11 @@ def _trained_head_loss(
     def head(weight: mx.array, hidden: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         total = mx.array(0.0)
         d_weight = mx.zeros(weight.shape, mx.float32)
-        d_hidden = []
+        d_hidden: list[mx.array] = []
         for part in parts:
-            loss, d_w, d_h = _loss_and_gradients(
-                weight, hidden[part], targets[part], loss_mask[part]
-            )
+            # All of a chunk before the next: MLX would begin all of them before it ends one.
+            rows = mx.depends(hidden[part], [total, d_weight, *d_hidden[-1:]])
+            loss, d_w, d_h = _loss_and_gradients(weight, rows, targets[part], loss_mask[part])
             total, d_weight = total + loss, d_weight + d_w
             d_hidden.append(d_h)
         return total, d_weight.astype(weight.dtype), mx.concatenate(d_hidden)
@@ -124,11 +125,22 @@ def _frozen_head_loss(
     @mx.custom_function
     def head(hidden: mx.array) -> tuple[mx.array, mx.array]:
         total = mx.array(0.0)
-        d_hidden = []
+        d_hidden: list[mx.array] = []
+        # Where INT4 is unpacked for its products: once for all chunks.
+        unpacked = None
+        if isinstance(embedding, nn.QuantizedEmbedding) and int4_product.is_faster(hidden):
+            unpacked = float_matrix(embedding)
         for part in parts:
-            logits = embedding.as_linear(hidden[part]).astype(mx.float32)
+            # All of a chunk before the next, as above.
+            rows = mx.depends(hidden[part], [total, *d_hidden[-1:]])
+            logits = embedding.as_linear(rows) if unpacked is None else rows @ unpacked.T
+            logits = logits.astype(mx.float32)
             loss, exponentials, scale = _loss_and_softmax(logits, targets[part], loss_mask[part])
-            product = _times_weight(embedding, exponentials.astype(hidden.dtype))
+            exponentials = exponentials.astype(hidden.dtype)
+            if unpacked is None:
+                product = _times_weight(embedding, exponentials)
+            else:
+                product = exponentials @ unpacked
             chosen = embedding(targets[part])
             d_h = product * scale - chosen * loss_mask[part][:, None]
             total = total + loss
@@ -176,8 +188,6 @@ def _times_weight(embedding: nn.Module, x: mx.array) -> mx.array:
     """x [tokens, vocabulary] times the embedding's weight, float or INT4 -> [tokens, features]."""
     if not isinstance(embedding, nn.QuantizedEmbedding):
         return x @ embedding.weight.astype(x.dtype)
-    if int4_product.is_faster(x):
-        return x @ float_matrix(embedding)
     return mx.quantized_matmul(
         x,
         embedding.weight,

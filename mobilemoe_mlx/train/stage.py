@@ -105,7 +105,10 @@ def _evaluate(trainer: Trainer, book: Bookkeeping) -> dict[str, float]:
         trainer.model.update(parameters)
         trainer.model.eval()
         return heldout_loss(
-            trainer.model, book.heldout(), document_mask=trainer.config.data.document_mask
+            trainer.model,
+            book.heldout(),
+            document_mask=trainer.config.data.document_mask,
+            chunk=trainer.config.compute.loss_chunk,
         )
 
     if trainer.step > 0:

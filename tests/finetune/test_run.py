@@ -22,6 +22,7 @@ from training_fixtures import environment, mobilemoe, run_command
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.finetune.machine_memory import MachineMemory
 from mobilemoe_mlx.finetune.run import FinetuneOptions, finetune
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.metrics import read_metrics
@@ -42,7 +43,9 @@ def short_run(
     base: Path, data: Path, run: Path, *overrides: str, method: str | None = None, **options: Any
 ) -> Path:
     given = FinetuneOptions(method=method, overrides=(*SHORT, *overrides), **options)
-    return finetune(str(base), str(data), run, given, lambda _: None)
+    result = finetune(str(base), str(data), run, given, lambda _: None)
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -331,3 +334,25 @@ def test_the_command_says_one_sentence(bf16_folder, tmp_path, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("mobilemoe: ") and error.count("\n") == 1 and "--data" in error
+
+
+def test_a_plan_tells_the_memory_and_writes_nothing(
+    int4_folder, conversations, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", str(int4_folder), "--data", str(conversations), "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "Memory of qlora" in said and "frozen weights" in said and "adapters" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_does_not_fit_stops_before_the_model_is_loaded(
+    bf16_folder, conversations, tmp_path, capsys, monkeypatch
+):
+    little = MachineMemory(1_000_000, "free memory", "")
+    monkeypatch.setattr("mobilemoe_mlx.finetune.run.machine_memory", lambda: little)
+    monkeypatch.setattr("mobilemoe_mlx.finetune.run.load_base", lambda *_: pytest.fail("loaded"))
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"micro_batch_size=1: .* \(learns the same\)"):
+        short_run(bf16_folder, conversations, run)
+    assert not run.exists()
