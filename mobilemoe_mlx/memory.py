@@ -1,4 +1,4 @@
-"""Peak memory of this process, on the GPU and on the CPU."""
+"""Peak memory of this process, on the GPU and on the CPU, and what it read from storage."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ def _peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
+
+
+def storage_bytes_read() -> int | None:
+    """Bytes of files that this process has read from storage, not from the page cache.
+
+    None where the system does not tell.
+    """
+    try:
+        for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines():
+            if line.startswith("read_bytes:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return None

@@ -48,14 +48,23 @@ class Contender:
     reads_int4: bool = True
 
 
-def engines(folder: Path, args: ModelArgs, names: Sequence[str], threads: int) -> list[Contender]:
+def engines(
+    folder: Path,
+    args: ModelArgs,
+    names: Sequence[str],
+    threads: int,
+    expert_memory: int | None = None,
+) -> list[Contender]:
     """Those that `names` ask for, "cpu:int8", say; without names all that can run here.
 
-    Raises UserError for an engine or precision that there is not.
+    `expert_memory`: of the CPU engine; all that can run are then its precisions. Raises UserError
+    for an engine or precision that there is not.
     """
     if not names:
         on_cpu = [f"cpu:{name}" for name in ("int8", "int16", "exact")]
         names = [*on_cpu, "mlx"] if args.quantized and library.is_built() else ["mlx"]
+        if expert_memory is not None:
+            names = on_cpu
     found = []
     for name in names:
         engine, _, precision = name.partition(":")
@@ -64,6 +73,8 @@ def engines(folder: Path, args: ModelArgs, names: Sequence[str], threads: int) -
         if engine not in ENGINES:
             raise UserError(f"There is no engine '{engine}'{did_you_mean(engine, ENGINES)}.")
         options: dict[str, Any] = {"threads": threads} if engine == "cpu" else {}
+        if expert_memory is not None:
+            options["expert_memory"] = expert_memory
         if precision:
             options["precision"] = precision
         asked = {"folder": str(folder), "engine": engine, "options": options}

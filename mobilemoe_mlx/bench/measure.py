@@ -33,6 +33,7 @@ def bench(
     prompts: Sequence[int] = (256, 1024, 4096, 8192),
     rounds: int = 5,
     threads: int = 2,
+    expert_memory: int | None = None,
     most_seconds: float = 60.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Results:
@@ -43,8 +44,8 @@ def bench(
     Each round gives every engine a prompt of each length, cut from other places of the standard
     library's documentation than the round before, and DECODED tokens after it. A prompt that would
     take an engine longer than `most_seconds` is left out. Lengths beyond the model's context are
-    lowered to it. Raises UserError for a checkpoint or choice that cannot be, and for an engine
-    that fails.
+    lowered to it. `expert_memory`: of the CPU engine. Raises UserError for a checkpoint or choice
+    that cannot be, and for an engine that fails.
     """
     args = open_checkpoint(folder).args
     lengths = _lengths(prompts, args)
@@ -52,7 +53,7 @@ def bench(
         raise UserError(f"{rounds} rounds: at least 1 is needed.")
     library.check_threads(threads)
     room = max(lengths[-1], SHORT_PROMPT) + DECODED
-    taking_part = engines(folder, args, names, threads)
+    taking_part = engines(folder, args, names, threads, expert_memory)
     taking_part += [rival(name, folder, args, threads, room, llama_python) for name in rivals]
     tokens = real_tokens(folder, args)
     results = Results(str(folder), cpu(), threads, rounds, bytes_read_per_token(args), [], [])
@@ -121,6 +122,8 @@ def _add(
             peak_bytes=answer["peak_bytes"],
             touched_bytes=answer["touched_bytes"],
         )
+    if answer.get("experts") is not None:
+        contexts[length].experts.append(answer["experts"])
     contexts[length].first_token_seconds.append(answer["first_token_seconds"])
     contexts[length].decode_seconds.append(answer["decode_seconds"])
 

@@ -24,6 +24,10 @@ class Measured:
     # of the weights in a memory map it has touched (None: not known).
     peak_bytes: int = 0
     touched_bytes: int | None = None
+    # Of an engine that reads experts when they are needed, while it decoded: hits, misses,
+    # bytes_read, and storage_bytes, those of them that were not in the system's page cache (None:
+    # not known).
+    experts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def first_token(self) -> float:

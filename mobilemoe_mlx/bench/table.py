@@ -17,16 +17,20 @@ _HEAD = (
     "peak memory",
     "weights touched",
 )
+_EXPERTS_HEAD = ("experts found", "read a token", "from storage")
 
 
 def as_text(results: Results, before: Results | None = None) -> str:
     """A table, what stands around it, and ratios to `before`, an earlier run's figures."""
-    rows = [list(_HEAD)]
+    reads = any(m.experts for engine in results.engines for m in engine.contexts.values())
+    rows = [[*_HEAD, *(_EXPERTS_HEAD if reads else ())]]
     for engine in results.engines:
         for prompt, measured in engine.contexts.items():
             old = None if before is None else before.find(engine.name, prompt)
-            rows.append(_row(results, engine, measured, old))
-        rows += [[_name(engine), f"{n:,}", *["-"] * 6] for n in engine.left_out]
+            experts = _experts(measured) if reads else ()
+            rows.append([*_row(results, engine, measured, old), *experts])
+        empty = ["-"] * (len(rows[0]) - 2)
+        rows += [[_name(engine), f"{n:,}", *empty] for n in engine.left_out]
     rate = statistics.median(results.bandwidth) / 1e9
     rounds = "one round" if results.rounds == 1 else f"medians of {results.rounds} rounds in turns"
     lines = [
@@ -41,6 +45,11 @@ def as_text(results: Results, before: Results | None = None) -> str:
     ]
     if any(engine.left_out for engine in results.engines):
         lines.append("A row of -: would have taken longer than --most-seconds.")
+    if reads:
+        lines.append(
+            "Experts are read when they are needed. Found: how many were in memory. From storage: "
+            "how much of what was read the system did not have in its page cache."
+        )
     if before is not None:
         lines.append("x: times the earlier figure.")
     return "\n".join(lines)
@@ -69,6 +78,20 @@ def _row(
 
 def _name(engine: EngineResults) -> str:
     return f"{engine.name} (rival)" if engine.is_rival else engine.name
+
+
+def _experts(measured: Measured) -> list[str]:
+    """While a token was decoded: experts found, bytes read, and those from storage."""
+    used = sum(read["hits"] + read["misses"] for read in measured.experts)
+    if not used:
+        return ["-"] * len(_EXPERTS_HEAD)
+    tokens = measured.decoded * len(measured.experts)
+    stored = [read["storage_bytes"] for read in measured.experts]
+    return [
+        f"{100 * sum(read['hits'] for read in measured.experts) / used:.0f} %",
+        text_table.size(sum(read["bytes_read"] for read in measured.experts) // tokens),
+        "-" if None in stored else text_table.size(sum(stored) // tokens),
+    ]
 
 
 def _start(engine: EngineResults) -> str:

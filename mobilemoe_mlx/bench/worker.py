@@ -7,7 +7,10 @@ conversation and prints what that took. A rival's process speaks the same, so
     argument   {"folder": ..., "engine": ..., "options": {...}}
     first line {"description": ...}, or {"error": sentence}
     request    {"tokens": [...], "prompt": n}: the first n at once, the others one by one
-    answer     {"first_token_seconds", "decode_seconds", "peak_bytes", "touched_bytes"}
+    answer     {"first_token_seconds", "decode_seconds", "peak_bytes", "touched_bytes", "experts"}
+
+"experts" says what an engine that reads experts when they are needed read while it decoded
+(`results.Measured.experts`).
 """
 
 from __future__ import annotations
@@ -43,13 +46,19 @@ def main() -> int:
         say({"error": str(error)})
         return 2
     say({"description": engine.describe()})
-    serve(engine.session)
+    serve(engine.session, engine.expert_reads)
     return 0
 
 
-def serve(session_of: Callable[[int], Session]) -> None:
-    """Answer requests until standard input ends; `session_of`: room for so many tokens."""
-    from mobilemoe_mlx.memory import peak_memory_bytes
+def serve(
+    session_of: Callable[[int], Session],
+    expert_reads: Callable[[], dict[str, int] | None] = lambda: None,
+) -> None:
+    """Answer requests until standard input ends.
+
+    `session_of`: room for so many tokens. `expert_reads`: see `Engine`.
+    """
+    from mobilemoe_mlx.memory import peak_memory_bytes, storage_bytes_read
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -57,12 +66,21 @@ def serve(session_of: Callable[[int], Session]) -> None:
         session = session_of(len(tokens))
         start = time.perf_counter()
         session.feed(tokens[:prompt])
+        reads, stored = expert_reads(), storage_bytes_read()
         first = time.perf_counter()
         for token in tokens[prompt:]:
             session.feed([token])
         last = time.perf_counter()
+        experts: dict[str, int | None] | None = None
+        if (reads_after := expert_reads()) is not None and reads is not None:
+            experts = {name: reads_after[name] - reads[name] for name in reads}
+            stored_after = storage_bytes_read()
+            experts["storage_bytes"] = (
+                None if stored is None or stored_after is None else stored_after - stored
+            )
         say(
             {
+                "experts": experts,
                 "first_token_seconds": first - start,
                 "decode_seconds": last - first,
                 "peak_bytes": peak_memory_bytes(),

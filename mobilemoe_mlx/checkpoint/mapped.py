@@ -27,8 +27,12 @@ class MappedTensors:
 
     arrays: dict[str, np.ndarray]  # in the stored types, bfloat16 as uint16
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises OSError for a file that cannot be mapped, UserError for one that is too short."""
+    def __init__(self, tensors: Mapping[str, Tensor], *, large_pages: bool = True) -> None:
+        """`large_pages`: faster where all of the files is used; else they bring in what is not.
+
+        Raises OSError for a file that cannot be mapped, UserError for one that is too short.
+        """
+        self._large_pages = large_pages
         self._maps: dict[Path, mmap.mmap] = {}
         self.arrays = {name: self._array(tensor) for name, tensor in tensors.items()}
 
@@ -49,7 +53,7 @@ class MappedTensors:
         path, offset = tensor.place
         if path not in self._maps:
             with path.open("rb") as file:
-                self._maps[path] = _map(file.fileno())
+                self._maps[path] = _map(file.fileno(), self._large_pages)
         content = self._maps[path]
         if offset + tensor.nbytes > len(content):
             raise UserError(f"{path} became shorter while it was read.")
@@ -57,11 +61,11 @@ class MappedTensors:
         return np.frombuffer(content, dtype, count, offset).reshape(tensor.shape)
 
 
-def _map(file: int) -> mmap.mmap:
+def _map(file: int, large_pages: bool) -> mmap.mmap:
     content = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
     # With pages of 2 MB, decoding is 15 % faster, and so is reading from the disk, where Linux has
     # them for files. What lies in the page cache already stays as it is.
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if large_pages and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             content.madvise(mmap.MADV_HUGEPAGE)
     return content

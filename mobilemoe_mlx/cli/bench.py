@@ -7,6 +7,7 @@ import re
 import sys
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.cli.engine_arguments import add_expert_memory_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.errors import UserError
 
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, help="of the engine cpu: 1 to 16 (default: one per CPU)"
     )
+    add_expert_memory_argument(parser)
     parser.add_argument(
         "--most-seconds",
         type=float,
@@ -84,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         prompts=args.contexts,
         rounds=args.rounds,
         threads=default_threads() if args.threads is None else args.threads,
+        expert_memory=args.expert_memory,
         most_seconds=args.most_seconds,
         say=_say,
     )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 
+from mobilemoe_mlx.cli.byte_size import byte_size
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
-from mobilemoe_mlx.errors import UserError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 EXAMPLES = (
     "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-mlx --to mlx",
@@ -34,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard-size",
-        type=_bytes,
+        type=byte_size,
         help="the most a file holds, like 500MB (default: 5GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
@@ -71,10 +68,3 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.to == "mlx":
         print(f"Try: mlx_lm.generate --model {args.output} --trust-remote-code --prompt Hello")
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UserError(f"--shard-size is '{text}'; write it like 500MB or 5GB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,9 +1,11 @@
-"""`--engine`, `--precision` and `--threads`, for each command that runs a model."""
+"""`--engine` and the options of engines, for each command that runs a model."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
+
+from mobilemoe_mlx.cli.byte_size import byte_size
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +23,21 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, help="of the engine cpu: 1 to 16 (default: one per CPU)"
     )
+    add_expert_memory_argument(parser)
+
+
+def add_expert_memory_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--expert-memory` alone."""
+    parser.add_argument(
+        "--expert-memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="of the engine cpu: keep so much of the routed experts in memory, like 300MB, and "
+        "read the others from the file when they are needed (default: all are mapped)",
+    )
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as keyword arguments of `open_with_tokenizer`; None: not asked for."""
-    return {"engine": args.engine, "precision": args.precision, "threads": args.threads}
+    names = ("engine", "precision", "threads", "expert_memory")
+    return {name: getattr(args, name) for name in names}

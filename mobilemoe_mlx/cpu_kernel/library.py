@@ -100,6 +100,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._library = c.CDLL(str(path))
         self.function("session_saved_bytes").restype = c.c_size_t
+        self.function("least_expert_memory").restype = c.c_size_t
         self.function("runtime_cpu_path").restype = c.c_char_p
         self.function("cpu_path_name").restype = c.c_char_p
 
@@ -166,6 +167,28 @@ class Runtime(Handle):
         return str(self.library.function("runtime_cpu_path")(self.pointer).decode())
 
 
+class ExpertFiles(Handle):
+    """The files that routed experts are read from."""
+
+    kind = "expert_files"
+
+    def __init__(self, library: Library, config: s.Config, layers: c.Array[s.ExpertParts]) -> None:
+        """Opens the files; raises KernelError for those that cannot be."""
+        super().__init__(library)
+        library.call("expert_files_create", c.byref(config), c.byref(layers), c.byref(self.pointer))
+
+    def source(self, memory_bytes: int) -> s.ExpertSource:
+        """What a model reads its experts from; it must not outlive this object."""
+        source = s.ExpertSource()
+        size = c.c_size_t(memory_bytes)
+        self.library.function("expert_files_source")(self.pointer, size, c.byref(source))
+        return source
+
+    def keep_pages(self, keep: bool) -> None:
+        """Whether what was read may stay in the system's page cache (at first, yes)."""
+        self.library.function("expert_files_keep_pages")(self.pointer, int(keep))
+
+
 class Model(Handle):
     """A model over weights that `keep` holds alive."""
 
@@ -182,6 +205,13 @@ class Model(Handle):
             c.byref(weights),
             c.byref(self.pointer),
         )
+
+    @property
+    def expert_counters(self) -> s.ExpertCounters:
+        """What its expert source was asked for; zeros without one."""
+        counters = s.ExpertCounters()
+        self.library.function("model_expert_counters")(self.pointer, c.byref(counters))
+        return counters
 
     def session(self, context: int, cache: str = "float32", block: int = 512) -> Session:
         """A session of `context` positions.

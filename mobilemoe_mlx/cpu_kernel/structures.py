@@ -1,15 +1,24 @@
-"""The structures and numbers of coreml/kernel/include/mobilemoe.h, field by field."""
+"""The structures and numbers of coreml/kernel/include, field by field."""
 
 from __future__ import annotations
 
 import ctypes as c
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 PRECISIONS = {"exact": 0, "int16": 1, "int8": 2}
 CACHE_TYPES = {"float32": 0, "float16": 1, "int8": 2}
 LOGITS_LAST, LOGITS_ALL = 1, 2
-OK, BAD_ARGUMENT, OUT_OF_MEMORY, UNSUPPORTED_CPU, CONTEXT_FULL, CANCELLED, BUSY = range(7)
+(
+    OK,
+    BAD_ARGUMENT,
+    OUT_OF_MEMORY,
+    UNSUPPORTED_CPU,
+    CONTEXT_FULL,
+    CANCELLED,
+    BUSY,
+    READ_FAILED,
+) = range(8)
 MOST_THREADS = 16
 
 
@@ -88,10 +97,49 @@ class LayerWeights(c.Structure):
     ]
 
 
+class ExpertSource(c.Structure):
+    """Where routed experts come from when they are needed."""
+
+    _fields_ = [("read", c.c_void_p), ("owner", c.c_void_p), ("memory_bytes", c.c_size_t)]
+
+
 class Weights(c.Structure):
     """All tensors of a model."""
 
-    _fields_ = [("embed_tokens", Int4), ("norm", Tensor), ("layers", c.POINTER(LayerWeights))]
+    _fields_ = [
+        ("embed_tokens", Int4),
+        ("norm", Tensor),
+        ("layers", c.POINTER(LayerWeights)),
+        ("expert_source", c.POINTER(ExpertSource)),
+    ]
+
+
+class ExpertCounters(c.Structure):
+    """What an expert source was asked for."""
+
+    _fields_ = [
+        ("hits", c.c_int64),
+        ("misses", c.c_int64),
+        ("bytes_read", c.c_int64),
+        ("held", c.c_int32),
+    ]
+
+
+class ExpertPart(c.Structure):
+    """A tensor of all experts of a layer in a file."""
+
+    _fields_ = [("path", c.c_char_p), ("offset", c.c_uint64), ("flip", c.c_uint8)]
+
+
+class ExpertParts(c.Structure):
+    """The tensors of a layer's experts."""
+
+    _fields_ = [
+        ("gate_up_codes", ExpertPart),
+        ("gate_up_scales", ExpertPart),
+        ("down_codes", ExpertPart),
+        ("down_scales", ExpertPart),
+    ]
 
 
 class SessionOptions(c.Structure):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,11 @@ from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.mapped import MappedTensors
 from mobilemoe_mlx.checkpoint.rewrite import published_int4
+from mobilemoe_mlx.checkpoint.tensor_file import Tensor
+from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel import library, structures
-from mobilemoe_mlx.engines.cpu_weights import kernel_model
+from mobilemoe_mlx.engines.cpu_experts import expert_files
+from mobilemoe_mlx.engines.cpu_weights import expert_names, kernel_model
 from mobilemoe_mlx.engines.engine import PREFILL_TOKENS, Engine, Session
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.int4_rounding import stored_type
@@ -31,6 +34,7 @@ class CPUEngine(Engine):
         threads: int | None = None,
         cache: str | None = None,
         cpu_path: str | None = None,
+        expert_memory: int | None = None,
     ) -> None:
         """Options and errors as in `open`; a BF16 `checkpoint` is rounded to INT4, in memory."""
         _check_choice("precision", precision, structures.PRECISIONS)
@@ -47,10 +51,19 @@ class CPUEngine(Engine):
         published = published_int4(checkpoint)
         self.folder, self.args = checkpoint.folder, published.args
         self.precision, self.cache, self.threads = precision, cache, threads
-        self.tensors = MappedTensors(published.tensors)
+        tensors = published.tensors
+        self.expert_files, source = None, None
+        if expert_memory is not None:
+            tensors = _without_experts(tensors, self.args)
+        self.tensors = MappedTensors(tensors, large_pages=expert_memory is None)
         try:
+            if expert_memory is not None:
+                self.expert_files = expert_files(loaded, checkpoint, self.args)
+                source = self.expert_files.source(expert_memory)
             runtime = library.Runtime(loaded, precision, threads, cpu_path)
-            self.model = kernel_model(runtime, self.args, self.tensors.arrays)
+            self.model = kernel_model(
+                runtime, self.args, self.tensors.arrays, source, self.expert_files
+            )
         except library.KernelError as error:
             raise UserError(f"{self.folder} cannot run on the CPU engine: {error}") from None
 
@@ -63,14 +76,17 @@ class CPUEngine(Engine):
         threads: int | None = None,
         cache: str | None = None,
         cpu_path: str | None = None,
+        expert_memory: int | None = None,
     ) -> CPUEngine:
         """Map the INT4 checkpoint in `folder`, of either form.
 
         `precision` of activations in matrix products: "exact" (float32), "int16" (near exact) or
         "int8" (the paper's, fastest). `threads`: 1 to 16, by default one per CPU. `cache`: keys and
         values as "float32" (default for exact), "float16" (default) or "int8". `cpu_path`: the
-        instructions to use, by default the fastest of this CPU. Raises UserError for all that is
-        wrong with the folder or an option, and for a BF16 checkpoint.
+        instructions to use, by default the fastest of this CPU. `expert_memory`: bytes for routed
+        experts, which are then read from the file when they are needed, and those kept that were
+        used most lately; by default all are mapped. Results do not depend on it. Raises UserError
+        for all that is wrong with the folder or an option, and for a BF16 checkpoint.
         """
         checkpoint = open_checkpoint(folder)
         if checkpoint.layout is Layout.FLOAT:
@@ -78,17 +94,36 @@ class CPUEngine(Engine):
                 f"{folder} is BF16, and the CPU engine computes with INT4 weights: use the engine "
                 f"'mlx', or round it first: mobilemoe convert {folder} OUTPUT --quantize."
             )
-        return cls(checkpoint, precision=precision, threads=threads, cache=cache, cpu_path=cpu_path)
+        return cls(
+            checkpoint,
+            precision=precision,
+            threads=threads,
+            cache=cache,
+            cpu_path=cpu_path,
+            expert_memory=expert_memory,
+        )
 
     def describe(self) -> str:
         """Layers and width, bytes of the weights, and how it computes."""
         size = sum(array.nbytes for array in self.tensors.arrays.values())
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        experts = ""
+        if self.expert_files is not None:
+            total = self.args.num_hidden_layers * self.args.num_local_experts
+            held = self.model.expert_counters.held
+            experts = f" and memory for {held:,} of {total:,} experts"
+        how = f"{self.model.runtime.cpu_path}, {threads}, {self.precision}"
         return (
             f"a model of {self.args.num_hidden_layers} layers x {self.args.hidden_size} in INT4, "
-            f"{text_table.size(size)}, on the CPU ({self.model.runtime.cpu_path}, {threads}, "
-            f"{self.precision})"
+            f"{text_table.size(size)}{experts}, on the CPU ({how})"
         )
+
+    def expert_reads(self) -> dict[str, int] | None:
+        """As the interface says; an expert counts once for each layer's block of tokens."""
+        if self.expert_files is None:
+            return None
+        counters = self.model.expert_counters
+        return {name: getattr(counters, name) for name in ("hits", "misses", "bytes_read")}
 
     def session(self, context: int | None = None) -> CPUSession:
         """A new session; memory for its context is used as it fills."""
@@ -115,7 +150,17 @@ class CPUSession(Session):
 
     def _feed(self, token_ids: list[int], all_logits: bool) -> np.ndarray:
         self.engine.tensors.check()
-        return self._session.feed(token_ids, all_logits)
+        try:
+            return self._session.feed(token_ids, all_logits)
+        except library.KernelError as error:
+            if error.status != structures.READ_FAILED:
+                raise
+            raise UserError(f"{error} Copy the checkpoint again, and load it anew.") from None
+
+
+def _without_experts(tensors: Mapping[str, Tensor], args: ModelArgs) -> dict[str, Tensor]:
+    experts = {name for layer in range(args.num_hidden_layers) for name in expert_names(layer)}
+    return {name: tensor for name, tensor in tensors.items() if name not in experts}
 
 
 def _check_choice(what: str, value: str, known: Iterable[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes as c
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +19,30 @@ Arrays = Mapping[str, np.ndarray]
 _UNSCALED = (1.0, 1.0, 1.0, 8192.0)
 
 
-def kernel_model(runtime: Runtime, args: ModelArgs, tensors: Arrays) -> Model:
+def kernel_model(
+    runtime: Runtime,
+    args: ModelArgs,
+    tensors: Arrays,
+    expert_source: s.ExpertSource | None = None,
+    keep: Any = None,
+) -> Model:
     """The model over `tensors`, published names and types (bfloat16 as uint16), kept alive by it.
 
-    Raises KernelError for sizes beyond the kernel's.
+    `expert_source`: where routed experts come from, which `tensors` then need not hold; `keep`:
+    what it needs. Raises KernelError for sizes beyond the kernel's, and for too little memory for
+    experts.
     """
     config, periods = kernel_config(args, runtime.library)
     weights, layers = kernel_weights(args, tensors)
-    return Model(runtime, config, weights, (tensors, periods, layers))
+    if expert_source is not None:
+        weights.expert_source = c.pointer(expert_source)
+    return Model(runtime, config, weights, (tensors, periods, layers, keep))
+
+
+def expert_names(layer: int) -> tuple[str, str, str, str]:
+    """The published names of a layer's routed experts: codes, scales of gate_up, then of down."""
+    at = f"model.layers.{layer}.feed_forward.experts"
+    return (*packed_names(f"{at}.gate_up_proj"), *packed_names(f"{at}.down_proj"))
 
 
 def kernel_config(args: ModelArgs, library: Library) -> tuple[s.Config, np.ndarray]:
@@ -48,11 +66,14 @@ def kernel_config(args: ModelArgs, library: Library) -> tuple[s.Config, np.ndarr
 
 
 def kernel_weights(args: ModelArgs, tensors: Arrays) -> tuple[s.Weights, object]:
-    """-> (the weights, the array of layers that they point to)."""
+    """-> (the weights, the array of layers that they point to); experts may be absent."""
 
     def int4(parameter: str) -> s.Int4:
         codes, scales = packed_names(parameter)
         return s.Int4(tensor(tensors[codes]), tensor(tensors[scales]))
+
+    def experts(codes: str, scales: str) -> s.Int4:
+        return s.Int4(tensor(tensors.get(codes)), tensor(tensors.get(scales)))
 
     layers = (s.LayerWeights * args.num_hidden_layers)()
     for index, layer in enumerate(layers):
@@ -62,11 +83,12 @@ def kernel_weights(args: ModelArgs, tensors: Arrays) -> tuple[s.Weights, object]
             setattr(layer, name, int4(f"{at}.self_attn.{name}"))
         layer.post_attention_layernorm = tensor(tensors[f"{at}.post_attention_layernorm.weight"])
         at += ".feed_forward"
+        names = expert_names(index)
         layer.feed_forward = s.MoeWeights(
             tensor(tensors[f"{at}.router.weight"]),
             tensor(tensors[f"{at}.expert_bias"]),
-            int4(f"{at}.experts.gate_up_proj"),
-            int4(f"{at}.experts.down_proj"),
+            experts(*names[:2]),
+            experts(*names[2:]),
             int4(f"{at}.shared_expert.gate_proj"),
             int4(f"{at}.shared_expert.up_proj"),
             int4(f"{at}.shared_expert.down_proj"),

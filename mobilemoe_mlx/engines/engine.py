@@ -47,6 +47,13 @@ class Engine(ABC):
         Raises UserError when the model takes fewer, or for a context below 1.
         """
 
+    def expert_reads(self) -> dict[str, int] | None:
+        """Since it was opened: hits, misses and bytes_read of routed experts.
+
+        None for an engine that has them all in memory or in a memory map.
+        """
+        return None
+
     def check_context(self, context: int | None) -> int:
         """The context of a new session; see `session`."""
         most = self.args.max_position_embeddings

@@ -267,7 +267,9 @@ def test_the_command(tmp_path: Path, int4_folder: Path, capsys: pytest.CaptureFi
     assert "not empty" in error and "--overwrite" in error
     assert main([*command, "--overwrite", "--to", "mlx"]) == 0
     assert "--trust-remote-code" in capsys.readouterr().out
-    assert main([*command, "--overwrite", "--shard-size", "many"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--overwrite", "--shard-size", "many"])
+    assert "'many' is no size; write it like 500MB" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--shard-size", "0"]) == 2
     assert (tmp_path / "out" / "mobilemoe_model.py").exists()
 

@@ -33,6 +33,12 @@ def test_threads(tmp_path: Path) -> None:
     kernel_programs.run([built(tmp_path, "thread", HERE / "two_sessions.cpp")])
 
 
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_experts_that_are_read(tmp_path: Path, sanitizers: str) -> None:
+    """Threads that read ahead, callbacks that fail, and the same bits as without."""
+    kernel_programs.run([built(tmp_path, sanitizers, HERE / "read_experts.cpp")])
+
+
 def test_addresses_and_undefined_behaviour(tmp_path: Path) -> None:
     """Random sizes through the C interface, with weights in buffers of exactly their size."""
     program = kernel_programs.KERNEL / "fuzz" / "fuzz_shapes.cpp"

@@ -173,7 +173,8 @@ void session(Input& input, mobilemoe_runtime* runtime) {
              buffers.int4(kv, d), buffers.int4(d, q),        buffers.floats(d),
              moe_weights(buffers, shape), input.number(0, 20)};
   }
-  const mobilemoe_weights all{buffers.int4(vocab, d), buffers.floats(d), weights.data()};
+  const mobilemoe_weights all{buffers.int4(vocab, d), buffers.floats(d), weights.data(),
+                              nullptr};
   mobilemoe_model* model;
   if (mobilemoe_model_create(runtime, &config, &all, &model, nullptr) != MOBILEMOE_OK) return;
   const mobilemoe_session_options options{

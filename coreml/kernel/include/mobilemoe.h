@@ -32,7 +32,7 @@ extern "C" {
 
 /* Changes whenever a declaration below changes its meaning; a caller that loads the library at run
  * time compares it with mobilemoe_abi_version(). */
-#define MOBILEMOE_ABI_VERSION 1
+#define MOBILEMOE_ABI_VERSION 2
 
 typedef enum mobilemoe_status {
   MOBILEMOE_OK = 0,
@@ -41,12 +41,15 @@ typedef enum mobilemoe_status {
   MOBILEMOE_UNSUPPORTED_CPU = 3, /* the code path that was asked for cannot run here */
   MOBILEMOE_CONTEXT_FULL = 4,    /* the session's cache has no room for the tokens */
   MOBILEMOE_CANCELLED = 5,
-  MOBILEMOE_BUSY = 6             /* another thread is inside a call on this session */
+  MOBILEMOE_BUSY = 6,            /* another thread is inside a call on this session */
+  MOBILEMOE_READ_FAILED = 7      /* the owner's mobilemoe_expert_source did not give an expert */
 } mobilemoe_status;
+
+#define MOBILEMOE_MESSAGE_BYTES 256
 
 typedef struct mobilemoe_error {
   mobilemoe_status status;
-  char message[256]; /* one sentence, zero-terminated */
+  char message[MOBILEMOE_MESSAGE_BYTES]; /* one sentence, zero-terminated */
 } mobilemoe_error;
 
 MOBILEMOE_API int32_t mobilemoe_abi_version(void);
@@ -117,7 +120,8 @@ typedef struct mobilemoe_config {
 } mobilemoe_config;
 
 /* The routed experts and the shared one. Routed experts lie [in, out] with groups along out,
- * linears [out, in] with groups along in. Without routed experts their tensors are not looked at. */
+ * linears [out, in] with groups along in. Without routed experts their tensors are not looked at;
+ * with a mobilemoe_expert_source, those of gate_up and down are not. */
 typedef struct mobilemoe_moe_weights {
   mobilemoe_tensor router;      /* float32 [E, d] */
   mobilemoe_tensor expert_bias; /* bfloat16 or float32 [E] */
@@ -141,10 +145,36 @@ typedef struct mobilemoe_layer_weights {
                              itself among them */
 } mobilemoe_layer_weights;
 
+/* Where the weights of one routed expert are to be put: its parts of gate_up [d, 2 w] and
+ * down [w, d], of the bytes that their shapes need. */
+typedef struct mobilemoe_expert_buffers {
+  uint8_t *gate_up_codes;  /* d w bytes */
+  uint8_t *gate_up_scales; /* d w / 8 */
+  uint8_t *down_codes;     /* d w / 2 */
+  uint8_t *down_scales;    /* d w / 16 */
+} mobilemoe_expert_buffers;
+
+/* Fills the four buffers with an expert's weights, always the same; 0 when they are complete. Else it
+ * has written a sentence into `message` [MOBILEMOE_MESSAGE_BYTES], and the call that needed the expert
+ * returns MOBILEMOE_READ_FAILED with it. Called from several threads at once: the one inside
+ * session_feed, and those that the model holds for reading. It must not call this library. */
+typedef int32_t (*mobilemoe_read_expert)(void *owner, int32_t layer, int32_t expert,
+                                         const mobilemoe_expert_buffers *buffers, char *message);
+
+/* Routed experts that come when they are needed, for models that memory does not hold: the model keeps
+ * those that were used most lately. Results are the same bits as without. */
+typedef struct mobilemoe_expert_source {
+  mobilemoe_read_expert read;
+  void *owner;         /* handed to `read` */
+  size_t memory_bytes; /* for weights of experts, at least mobilemoe_least_expert_memory; used as it
+                          fills, never more */
+} mobilemoe_expert_source;
+
 typedef struct mobilemoe_weights {
   mobilemoe_int4 embed_tokens;           /* [vocab_size, d]; also the output head */
   mobilemoe_tensor norm;                 /* [d], bfloat16 or float32 */
   const mobilemoe_layer_weights *layers; /* [num_hidden_layers]; the array is copied */
+  const mobilemoe_expert_source *expert_source; /* copied; NULL: routed experts lie in `layers` */
 } mobilemoe_weights;
 
 typedef struct mobilemoe_model mobilemoe_model;
@@ -156,6 +186,23 @@ MOBILEMOE_API mobilemoe_status mobilemoe_model_create(mobilemoe_runtime *runtime
                                                       mobilemoe_error *error);
 /* After every session of it is destroyed. */
 MOBILEMOE_API void mobilemoe_model_destroy(mobilemoe_model *model);
+
+/* The fewest memory_bytes of a mobilemoe_expert_source: room for the experts of one token in one layer,
+ * and for two at least; 0 for sizes that are wrong or without routed experts. */
+MOBILEMOE_API size_t mobilemoe_least_expert_memory(const mobilemoe_config *config);
+
+/* What a mobilemoe_expert_source was asked for since the model was created. An expert counts once
+ * for each time that a layer computes with it, for one token or for a block of them. */
+typedef struct mobilemoe_expert_counters {
+  int64_t hits;       /* it was in memory */
+  int64_t misses;     /* it was asked for */
+  int64_t bytes_read; /* of those that came */
+  int32_t held;       /* experts that memory_bytes has room for, of all layers together */
+} mobilemoe_expert_counters;
+
+/* All zero for a model without a source. From any thread. */
+MOBILEMOE_API void mobilemoe_model_expert_counters(const mobilemoe_model *model,
+                                                   mobilemoe_expert_counters *counters);
 
 /* Periods of RoPE's pairs divided by 2 pi, after llama3's stretching: position p turns pair i by
  * p / periods[i] radians. factor 1 means no scaling. `periods` [head_dim / 2]. */

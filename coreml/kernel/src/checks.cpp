@@ -83,12 +83,14 @@ Status check_attention_shape(const mobilemoe_attention_shape& shape, Error* erro
 }
 
 Status check_moe_weights(const mobilemoe_moe_weights& weights, const mobilemoe_moe_shape& shape,
-                         Error* error) {
+                         bool with_experts, Error* error) {
   const size_t d = shape.hidden_size, w = shape.intermediate_size, e = shape.num_local_experts;
   const size_t shared = shape.intermediate_size_mlp;
   if (e > 0) {
     MOBILEMOE_TRY(check_tensor(weights.router, e * d * sizeof(float), "router", error));
     MOBILEMOE_TRY(check_vector(weights.expert_bias, e, "expert_bias", error));
+  }
+  if (e > 0 && with_experts) {
     MOBILEMOE_TRY(check_int4(weights.gate_up, e, d, 2 * w, "experts.gate_up", error));
     MOBILEMOE_TRY(check_int4(weights.down, e, w, d, "experts.down", error));
   }
@@ -119,10 +121,8 @@ Moe moe_of(const mobilemoe_moe_weights& weights, const mobilemoe_moe_shape& shap
   if (shape.num_local_experts > 0) {
     moe.router = bytes_of(weights.router);
     moe.expert_bias = expert_bias;
-    moe.gate_up_codes = bytes_of(weights.gate_up.codes);
-    moe.gate_up_scales = bytes_of(weights.gate_up.scales);
-    moe.down_codes = bytes_of(weights.down.codes);
-    moe.down_scales = bytes_of(weights.down.scales);
+    moe.first_expert = {{bytes_of(weights.gate_up.codes), bytes_of(weights.gate_up.scales)},
+                        {bytes_of(weights.down.codes), bytes_of(weights.down.scales)}};
   }
   const int d = shape.hidden_size, shared = shape.intermediate_size_mlp;
   if (shared > 0) {

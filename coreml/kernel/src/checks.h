@@ -21,9 +21,9 @@ Status check_attention_shape(const mobilemoe_attention_shape& shape, Error* erro
 // A size from 1 on; `multiple`: of which it must be one.
 Status check_size(int32_t size, int32_t multiple, const char* name, Error* error);
 
-// The tensors of a checked `shape`.
+// The tensors of a checked `shape`; those of routed experts only `with_experts`.
 Status check_moe_weights(const mobilemoe_moe_weights& weights, const mobilemoe_moe_shape& shape,
-                         Error* error);
+                         bool with_experts, Error* error);
 
 // Widens a checked vector.
 void read_vector(const mobilemoe_tensor& tensor, size_t size, float* values);
@@ -32,12 +32,5 @@ Linear linear_of(const mobilemoe_int4& tensor, int rows, int columns);
 // `expert_bias`: the widened bias [E].
 Moe moe_of(const mobilemoe_moe_weights& weights, const mobilemoe_moe_shape& shape,
            const float* expert_bias);
-
-// For a chain of checks.
-#define MOBILEMOE_TRY(expression)                                                    \
-  do {                                                                               \
-    const ::mobilemoe::Status mobilemoe_try_status = (expression);                   \
-    if (mobilemoe_try_status != MOBILEMOE_OK) return mobilemoe_try_status;           \
-  } while (false)
 
 }  // namespace mobilemoe

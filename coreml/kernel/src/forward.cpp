@@ -111,23 +111,26 @@ void attention_layer(Session& session, size_t index, int position, int count) {
 
 }  // namespace
 
-bool forward(Session& session, const int32_t* tokens, int position, int count) {
+Status forward(Session& session, const int32_t* tokens, int position, int count, Error* error) {
   const Model& model = session.model;
   ForwardScratch& s = session.scratch;
   embed(model.embed_tokens, tokens, count, s.residual);
   const float* delta = nullptr;
   for (size_t index = 0; index < model.layers.size(); ++index) {
-    if (session.cancelled.load(std::memory_order_relaxed)) return false;
+    if (session.cancelled.load(std::memory_order_relaxed)) {
+      session.cancelled = false;
+      return fail(error, MOBILEMOE_CANCELLED, "Cancelled; the session is as it was before.");
+    }
     add_and_norm(session, delta, model.layers[index].input_norm, count);
     attention_layer(session, index, position, count);
     add_and_norm(session, s.delta, model.layers[index].post_attention_norm, count);
     const bool last = index + 1 == model.layers.size();
-    moe_ffn(model.runtime, model.layers[index].moe, s.normed, count, s.delta, s.moe,
-            last ? &model.embed_tokens : &model.layers[index + 1].q);
+    MOBILEMOE_TRY(moe_ffn(model.runtime, model.layers[index].moe, s.normed, count, s.delta, s.moe,
+                          last ? &model.embed_tokens : &model.layers[index + 1].q, error));
     delta = s.delta;
   }
   add_and_norm(session, delta, model.norm, count);
-  return true;
+  return MOBILEMOE_OK;
 }
 
 void compute_logits(Session& session, int first, int count, float* logits) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 #include <new>
+#include <system_error>
 
 #include "checks.h"
 #include "status.h"
@@ -46,7 +47,7 @@ Status check_config(const mobilemoe_config& config, Error* error) {
 }
 
 Status check_layer(const mobilemoe_config& config, const mobilemoe_layer_weights& layer,
-                   Error* error) {
+                   bool with_experts, Error* error) {
   const size_t d = config.hidden_size;
   const auto head_dim = static_cast<size_t>(config.head_dim);
   const size_t q = config.num_attention_heads * head_dim, kv = config.num_key_value_heads * head_dim;
@@ -59,7 +60,24 @@ Status check_layer(const mobilemoe_config& config, const mobilemoe_layer_weights
   if (layer.sliding_window < 0) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "sliding_window is %d.", layer.sliding_window);
   }
-  return check_moe_weights(layer.feed_forward, moe_shape(config), error);
+  return check_moe_weights(layer.feed_forward, moe_shape(config), with_experts, error);
+}
+
+Status check_expert_source(const mobilemoe_config& config, const mobilemoe_expert_source& source,
+                           Error* error) {
+  if (config.num_local_experts == 0) {
+    return fail(error, MOBILEMOE_BAD_ARGUMENT, "There are no routed experts to be read.");
+  }
+  if (source.read == nullptr) {
+    return fail(error, MOBILEMOE_BAD_ARGUMENT, "expert_source: read is NULL.");
+  }
+  const size_t least = ExpertCache::least_bytes(moe_shape(config));
+  if (source.memory_bytes < least) {
+    return fail(error, MOBILEMOE_BAD_ARGUMENT,
+                "%zu bytes of memory for experts are too few: this model needs %zu.",
+                source.memory_bytes, least);
+  }
+  return MOBILEMOE_OK;
 }
 
 // Says in which layer: `error` has the sentence of `check_layer`.
@@ -130,30 +148,57 @@ mobilemoe_status mobilemoe_model_create(mobilemoe_runtime* runtime, const mobile
     return fail(error, MOBILEMOE_BAD_ARGUMENT, "model_create: a pointer is NULL.");
   }
   MOBILEMOE_TRY(check_config(*config, error));
+  const mobilemoe_expert_source* source = weights->expert_source;
+  if (source != nullptr) MOBILEMOE_TRY(check_expert_source(*config, *source, error));
   const int d = config->hidden_size, layers = config->num_hidden_layers;
   MOBILEMOE_TRY(check_int4(weights->embed_tokens, 1, config->vocab_size, d, "embed_tokens", error));
   MOBILEMOE_TRY(check_vector(weights->norm, d, "norm", error));
   for (int i = 0; i < layers; ++i) {
-    MOBILEMOE_TRY(in_layer(i, check_layer(*config, weights->layers[i], error), error));
+    MOBILEMOE_TRY(
+        in_layer(i, check_layer(*config, weights->layers[i], source == nullptr, error), error));
   }
   try {
     std::unique_ptr<Model> made(new Model{
         *runtime, config->vocab_size, d, config->num_attention_heads, config->num_key_value_heads,
         config->head_dim, config->rms_norm_eps,
         std::vector<float>(config->rope_periods, config->rope_periods + config->head_dim / 2),
-        linear_of(weights->embed_tokens, config->vocab_size, d), widened(weights->norm, d), {}});
+        linear_of(weights->embed_tokens, config->vocab_size, d), widened(weights->norm, d), {}, nullptr});
     made->layers.reserve(layers);
     for (int i = 0; i < layers; ++i) {
       made->layers.push_back(make_layer(*config, weights->layers[i]));
     }
+    if (source != nullptr) {
+      made->expert_cache = std::make_unique<ExpertCache>(moe_shape(*config), layers, *source);
+      for (int i = 0; i < layers; ++i) {
+        made->layers[i].moe.cache = made->expert_cache.get();
+        made->layers[i].moe.layer = i;
+      }
+    }
     *model = made.release();
   } catch (const std::bad_alloc&) {
-    return fail(error, MOBILEMOE_OUT_OF_MEMORY, "No memory for a model's handle.");
+    return fail(error, MOBILEMOE_OUT_OF_MEMORY, "No memory for a model's handle%s.",
+                source == nullptr ? "" : " and its experts");
+  } catch (const std::system_error&) {
+    return fail(error, MOBILEMOE_OUT_OF_MEMORY, "The system did not start threads for reading.");
   }
   return succeed(error);
 }
 
 void mobilemoe_model_destroy(mobilemoe_model* model) { delete model; }
+
+size_t mobilemoe_least_expert_memory(const mobilemoe_config* config) {
+  if (config == nullptr || config->num_local_experts == 0 ||
+      check_moe_shape(moe_shape(*config), nullptr) != MOBILEMOE_OK) {
+    return 0;
+  }
+  return ExpertCache::least_bytes(moe_shape(*config));
+}
+
+void mobilemoe_model_expert_counters(const mobilemoe_model* model,
+                                     mobilemoe_expert_counters* counters) {
+  const bool cached = model->expert_cache != nullptr;
+  *counters = cached ? model->expert_cache->counters() : mobilemoe_expert_counters{};
+}
 
 mobilemoe_status mobilemoe_rope_periods(int32_t head_dim, double theta, double factor,
                                         double low_freq_factor, double high_freq_factor,

@@ -1,6 +1,7 @@
 // A model: the sizes, and where the caller's weights lie.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "attention.h"
@@ -27,6 +28,7 @@ struct mobilemoe_model {
   mobilemoe::Linear embed_tokens;
   std::vector<float> norm;  // [d]
   std::vector<mobilemoe::Layer> layers;
+  std::unique_ptr<mobilemoe::ExpertCache> expert_cache;  // null: routed experts lie in memory
 };
 
 namespace mobilemoe {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arena.h"
+#include "expert_cache.h"
 #include "linear.h"
 #include "routing.h"
 #include "runtime.h"
@@ -12,10 +13,9 @@ struct Moe {
   mobilemoe_moe_shape shape{};
   const uint8_t* router = nullptr;     // float32 [E, d]
   const float* expert_bias = nullptr;  // [E]
-  const uint8_t* gate_up_codes = nullptr;
-  const uint8_t* gate_up_scales = nullptr;
-  const uint8_t* down_codes = nullptr;
-  const uint8_t* down_scales = nullptr;
+  ExpertWeights first_expert{};  // the others follow it
+  ExpertCache* cache = nullptr;  // where they are in its place, and by which number of
+  int layer = 0;                 // this layer
   Linear shared_gate, shared_up, shared_down;
 };
 
@@ -32,6 +32,7 @@ struct MoeScratch {
   int32_t* experts;                  // [count, slots]
   float* weights;                    // [count, slots]
   Dispatch dispatch;
+  ExpertWeights* used;  // [E]: the weights of dispatch.used
   int32_t* numbers;  // 0, 1, 2, ... [count * slots]
   float* gate_up;    // [entries, 2 w]
   float* routed;     // [entries, d]
@@ -40,7 +41,8 @@ struct MoeScratch {
 };
 
 // y [count, d] = routed + shared of x [count, d]. `next`: the linear that is read after this, or null.
-void moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float* y,
-             MoeScratch& scratch, const Linear* next);
+// Fails only where experts come from a cache.
+Status moe_ffn(Runtime& runtime, const Moe& moe, const float* x, int count, float* y,
+               MoeScratch& scratch, const Linear* next, Error* error);
 
 }  // namespace mobilemoe

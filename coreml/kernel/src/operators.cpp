@@ -292,7 +292,7 @@ mobilemoe_status mobilemoe_moe_ffn(mobilemoe_runtime* runtime, const mobilemoe_m
   MOBILEMOE_TRY(check_pointers(runtime && shape && weights && x && y, "moe_ffn", error));
   MOBILEMOE_TRY(check_size(count, 1, "count", error));
   MOBILEMOE_TRY(check_moe_shape(*shape, error));
-  MOBILEMOE_TRY(check_moe_weights(*weights, *shape, error));
+  MOBILEMOE_TRY(check_moe_weights(*weights, *shape, true, error));
   MOBILEMOE_TRY(check_workspace(workspace, workspace_bytes,
                                 mobilemoe_moe_ffn_workspace(runtime, shape, count), error));
   Arena arena(workspace);
@@ -301,7 +301,7 @@ mobilemoe_status mobilemoe_moe_ffn(mobilemoe_runtime* runtime, const mobilemoe_m
     read_vector(weights->expert_bias, shape->num_local_experts, scratch.expert_bias);
   }
   const std::lock_guard<std::mutex> turn(runtime->pool.turn());
-  moe_ffn(*runtime, moe_of(*weights, *shape, scratch.expert_bias), x, count, y, scratch.moe,
-          nullptr);
+  MOBILEMOE_TRY(moe_ffn(*runtime, moe_of(*weights, *shape, scratch.expert_bias), x, count, y,
+                        scratch.moe, nullptr, error));
   return succeed(error);
 }

@@ -33,24 +33,30 @@ void select_experts(const mobilemoe_moe_shape& shape, float* logits, const float
   }
 }
 
-void sort_by_expert(const int32_t* experts, int tokens, int slots, int expert_count,
-                    Dispatch* dispatch) {
-  int32_t* begins = dispatch->begins;
-  for (int e = 0; e <= expert_count; ++e) begins[e] = 0;
-  for (int i = 0; i < tokens * slots; ++i) ++begins[experts[i] + 1];
+void count_by_expert(const int32_t* experts, int tokens, int slots, int expert_count,
+                     Dispatch* dispatch) {
+  int32_t* counts = dispatch->counts;
+  for (int e = 0; e < expert_count; ++e) counts[e] = 0;
+  for (int i = 0; i < tokens * slots; ++i) ++counts[experts[i]];
   dispatch->used_count = 0;
   for (int e = 0; e < expert_count; ++e) {
-    if (begins[e + 1] > 0) dispatch->used[dispatch->used_count++] = e;
-    begins[e + 1] += begins[e];
+    if (counts[e] > 0) dispatch->used[dispatch->used_count++] = e;
   }
-  // begins[e] runs to the end of expert e, which is where e + 1 began; then shift back.
+}
+
+void sort_by_expert(const int32_t* experts, int tokens, int slots, Dispatch* dispatch) {
+  int32_t* next = dispatch->counts;  // of an expert: where its next entry goes
+  int32_t* begins = dispatch->begins;
+  begins[0] = 0;
+  for (int i = 0; i < dispatch->used_count; ++i) {
+    begins[i + 1] = begins[i] + next[dispatch->used[i]];
+    next[dispatch->used[i]] = begins[i];
+  }
   for (int i = 0; i < tokens * slots; ++i) {
-    const int32_t entry = begins[experts[i]]++;
+    const int32_t entry = next[experts[i]]++;
     dispatch->tokens[entry] = i / slots;
     dispatch->entries[i] = entry;
   }
-  for (int e = expert_count; e > 0; --e) begins[e] = begins[e - 1];
-  begins[0] = 0;
 }
 
 }  // namespace mobilemoe

@@ -13,17 +13,22 @@ namespace mobilemoe {
 void select_experts(const mobilemoe_moe_shape& shape, float* logits, const float* bias,
                     int32_t* experts, float* weights);
 
-// The (token, slot) pairs in the order of their experts.
+// The (token, slot) pairs in the order of their experts: the expert used[i] has the entries begins[i] to
+// begins[i + 1] - 1.
 struct Dispatch {
-  int32_t* begins;    // [E + 1]: expert e has entries begins[e] to begins[e + 1] - 1
+  int32_t* counts;    // [E]: how many entries an expert has
+  int32_t* used;      // [used_count]: the experts that have entries, in the order of their entries
+  int32_t* begins;    // [used_count + 1]
   int32_t* tokens;    // [entries]: the token of an entry
   int32_t* entries;   // [tokens, slots]: the entry of a slot
-  int32_t* used;      // [used_count]: experts that have an entry
   int used_count;
 };
 
-// experts [tokens, slots]; a counting sort, stable.
-void sort_by_expert(const int32_t* experts, int tokens, int slots, int expert_count,
-                    Dispatch* dispatch);
+// Fills `counts` and, by rising number, `used`. experts: [tokens, slots].
+void count_by_expert(const int32_t* experts, int tokens, int slots, int expert_count,
+                     Dispatch* dispatch);
+
+// Fills the rest, for `used` in any order; stable. `counts` are used up.
+void sort_by_expert(const int32_t* experts, int tokens, int slots, Dispatch* dispatch);
 
 }  // namespace mobilemoe

@@ -73,10 +73,7 @@ Status feed_blocks(Session& session, const int32_t* tokens, int32_t count, int32
     const int32_t size = std::min(count - done, session.block);
     // Others may take a turn between two blocks.
     const std::lock_guard<std::mutex> turn(session.model.runtime.pool.turn());
-    if (!forward(session, tokens + done, start + done, size)) {
-      session.cancelled = false;
-      return fail(error, MOBILEMOE_CANCELLED, "Cancelled; the session is as it was before.");
-    }
+    MOBILEMOE_TRY(forward(session, tokens + done, start + done, size, error));
     done += size;
     if (which == MOBILEMOE_LOGITS_ALL) {
       compute_logits(session, 0, size,

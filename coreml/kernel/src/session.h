@@ -57,8 +57,8 @@ namespace mobilemoe {
 using Session = mobilemoe_session;
 
 // Computes tokens at positions position to position + count - 1 (count <= block) into the cache,
-// and their residual stream. False when cancelled.
-bool forward(Session& session, const int32_t* tokens, int position, int count);
+// and their residual stream. Fails when cancelled, and where an expert cannot be read.
+Status forward(Session& session, const int32_t* tokens, int position, int count, Error* error);
 
 // logits [count, vocab] of rows first to first + count - 1 of the residual stream.
 void compute_logits(Session& session, int first, int count, float* logits);

@@ -35,4 +35,11 @@ fail(Error* error, Status status, const char* format, ...) {
   return status;
 }
 
+// Leaves the function with what the expression returns, unless that is MOBILEMOE_OK.
+#define MOBILEMOE_TRY(expression)                                                    \
+  do {                                                                               \
+    const ::mobilemoe::Status mobilemoe_try_status = (expression);                   \
+    if (mobilemoe_try_status != MOBILEMOE_OK) return mobilemoe_try_status;           \
+  } while (false)
+
 }  // namespace mobilemoe
