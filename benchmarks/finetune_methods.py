@@ -3,7 +3,8 @@
 Run: python benchmarks/finetune_methods.py [--quickstart runs/quickstart] [--output
 runs/finetune-methods] [--set KEY=VALUE ...]. Naming a function by its description: 1,000
 conversations made from the quickstart's questions, held out by module. Each method runs as a
-process of its own, with its recipe as it stands. Prints a table as Markdown (held-out loss, that of
+process of its own, with its recipe as it stands but for the rate of whole weights. A run that has a
+result already is not repeated. Prints a table as Markdown (held-out loss, that of
 the result rounded to INT4, trained parameters, peak memory, time) and answers before and after;
 draws losses.png. Under ten minutes on two processor cores.
 """
@@ -21,7 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mobilemoe_mlx import mlx_on_linux
+
+mlx_on_linux.prepare()  # before MLX is imported
+
 TRAIN, HELDOUT = 1000, 240
+SHOWN = ("lora", "full")  # whose answers are printed beside those of before
 PROMPTS = (
     "Read all lines of a file and return them as a list.",
     "Return True if the path is a directory.",
@@ -42,6 +48,8 @@ class Run(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+# The recipes' rate of whole weights is for the published sizes; this model was trained at 8e-3.
+WHOLE = ("optimizer.peak_lr=1e-3",)
 RUNS = (
     Run("lora, attention only", "lora", "sft", ('adapter.modules=["attention"]',)),
     Run("lora", "lora", "sft"),
@@ -49,9 +57,9 @@ RUNS = (
     Run("qlora", "qlora", "qat"),
     Run("qat-lora", "qat-lora", "sft"),
     Run("qat-lora on INT4", "qat-lora", "qat"),
-    Run("experts", "experts", "sft"),
-    Run("full", "full", "sft"),
-    Run("qat", "qat", "sft"),
+    Run("experts", "experts", "sft", WHOLE),
+    Run("full", "full", "sft", WHOLE),
+    Run("qat", "qat", "sft", WHOLE),
 )
 
 
@@ -62,21 +70,24 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args()
     data = write_data(options.quickstart / "corpus", options.output / "data")
-    began = time.monotonic()
-    rows, curves, samples = [], {}, {}
+    rows, curves = [], {}
+    samples = {"before": answers(options.quickstart / "training" / "sft" / "model")}
     for run in RUNS:
         base = options.quickstart / "training" / run.base / "model"
         folder = options.output / re.sub(r"\W+", "-", run.name)
-        if not samples:
-            samples["before"] = answers(base)
-        rows.append(measure(run, base, data, folder, options.overrides))
+        result = folder / "result.json"
+        if not result.exists():
+            row = measure(run, base, data, folder, options.overrides)
+            result.write_text(json.dumps(row))
+        rows.append(json.loads(result.read_text()))
         metrics = (folder / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in metrics]
         curves[run.name] = [(r["step"], r["heldout_loss"]) for r in records if "heldout_loss" in r]
-        samples[run.name] = answers(base, folder)
+        if run.name in SHOWN:
+            samples[run.name] = answers(base, folder)
         print(f"{run.name}: {rows[-1]}", file=sys.stderr, flush=True)
     print(table(rows))
-    print(f"\nAll of it took {(time.monotonic() - began) / 60:.0f} minutes.\n")
+    print(f"\nTraining took {sum(row['seconds'] for row in rows) / 60:.1f} minutes in all.\n")
     for name, lines in samples.items():
         print(f"{name}:\n" + "\n".join(f"    {line}" for line in lines))
     draw(curves, options.output / "losses.png")
@@ -162,18 +173,27 @@ def heldout_loss_in_int4(run: Run, base: Path, data: Path, folder: Path) -> floa
 
 
 def answers(base: Path, folder: Path | None = None) -> list[str]:
-    """What a chat at temperature 0 says to each of PROMPTS: of the base, or of what was trained."""
+    """What a chat says to each of PROMPTS, first draw: of the base, or of what was trained."""
     model: list[Any] = [base]
     if folder is not None and (folder / "adapter").is_dir():
         model = [base, "--adapter", folder / "adapter"]
     elif folder is not None:
         model = [folder / "model"]
-    said = []
-    for prompt in PROMPTS:
-        arguments = (*model, "--temperature", 0, "--max-tokens", 24, "--engine", "mlx")
-        answer = mobilemoe("chat", *arguments, text=ask(prompt) + "\n")
-        said.append(f"{prompt} -> {' '.join(answer.split())}")
-    return said
+    lines = "".join(f"{ask(prompt)}\n/reset\n" for prompt in PROMPTS)
+    said = mobilemoe(
+        "chat",
+        *model,
+        "--temperature",
+        1,
+        "--min-p",
+        0.2,
+        "--seed",
+        0,
+        "--max-tokens",
+        40,
+        text=lines,
+    )
+    return [line for line in said.splitlines() if line.strip()]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
