@@ -91,7 +91,12 @@ def test_a_run_that_does_not_fit_is_told_what_would() -> None:
 
 def test_300_steps_of_varying_lengths_hold_the_peak() -> None:
     args = dataclasses.replace(
-        preset("tiny"), num_hidden_layers=1, vocab_size=96, num_local_experts=4
+        preset("tiny"),
+        num_hidden_layers=1,
+        vocab_size=96,
+        num_local_experts=4,
+        no_rope_layers=(),
+        layer_types=(),
     )
     config = recipe(args, "lora", "batch_size=1", "data.context=64")
     mx.random.seed(0)
@@ -109,14 +114,16 @@ def test_300_steps_of_varying_lengths_hold_the_peak() -> None:
         trainer.run(Batch(tokens[:, :-1], tokens[:, 1:], ones, documents))
 
     try:
-        step(64)
-        step(64)
+        mx.reset_peak_memory()
+        lengths = list(range(8, 65))
+        for length in lengths:  # MLX keeps a few hundred bytes of constants for each shape
+            step(length)
         active, peak = mx.get_active_memory(), mx.get_peak_memory()
         mx.reset_peak_memory()
-        for _ in range(298):
-            step(int(rng.integers(8, 65)))
+        for length in rng.choice(lengths, 300 - len(lengths)):
+            step(int(length))
         assert mx.get_peak_memory() <= 1.1 * peak
-        assert mx.get_active_memory() <= 1.01 * active
+        assert mx.get_active_memory() <= active + 2000
         assert mx.get_cache_memory() <= 10**7
     finally:
         mx.set_memory_limit(limits[0])
