@@ -4,8 +4,8 @@ Both are random models of full size in the CPU kernel, S and MobileLLM-Pro's sha
 at each context, in processes of their own. One command measures, and writes the figures, the
 picture and the table of docs/performance.md:
     python benchmarks/against_dense.py
-Contexts that the JSON file has already are not measured again, so that a run may be interrupted;
-`--anew` begins with none, as after every change of the kernel. Twelve minutes on two cores.
+Rounds that the JSON file has already are not measured again, so that a run may be interrupted;
+`--anew` begins with none, as after every change of the kernel. A quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,61 +44,65 @@ PAPER_RANGES = {"prefill": (1.8, 3.8), "decode": (2.2, 3.4)}
 Figures = dict[str, Any]  # as DATA has them
 
 
-def measure(context: int, rounds: int, threads: int, precision: str, program: Path) -> Figures:
-    """Shape -> {"prefill", "decode": tokens/s of each round, "peak_rss_mb"}."""
-    sizes = ["--prompts", str(context), "--contexts", str(context), "--threads", str(threads)]
+def rounds_of(context: int, options: argparse.Namespace, program: Path) -> Iterator[Figures]:
+    """One round after the other: shape -> {"prefill", "decode" (tokens/s), ...}."""
+    sizes = ["--prompts", str(context), "--contexts", str(context)]
+    sizes += ["--threads", str(options.threads), "--precision", options.precision]
     engines = {
-        shape: Engine(
-            shape,
-            [str(program), "--rounds", "0", "--shape", shape, "--precision", precision, *sizes],
-        )
+        shape: Engine(shape, [str(program), "--rounds", "0", "--shape", shape, *sizes])
         for shape in SHAPES
     }
-    for number in range(rounds):
-        for shape, engine in engines.items():
-            print(f"{context:,} tokens, round {number + 1}, {shape}", file=sys.stderr)
-            engine.round()
-    found: Figures = {}
-    for shape, engine in engines.items():
-        engine.close()
-        names = {f"prefill_{context}": "prefill", f"decode_{context}": "decode"}
-        names |= {name: name for name in ("bandwidth_gb_s", "peak_rss_mb")}
-        found[shape] = {
-            short: [each[name] for each in engine.rounds] for name, short in names.items()
-        }
-    return found
+    names = {f"prefill_{context}": "prefill", f"decode_{context}": "decode"}
+    names |= {name: name for name in ("bandwidth_gb_s", "peak_rss_mb")}
+    try:
+        while True:
+            for engine in engines.values():
+                engine.round()
+            yield {
+                shape: {short: engine.rounds[-1][name] for name, short in names.items()}
+                for shape, engine in engines.items()
+            }
+    finally:
+        for engine in engines.values():
+            engine.close()
 
 
-def ratio(found: Figures, name: str) -> float:
+def median(rounds: Sequence[Figures], shape: str, name: str) -> float:
+    """One figure of a shape over the rounds at a context."""
+    return statistics.median(found[shape][name] for found in rounds)
+
+
+def ratio(rounds: Sequence[Figures], name: str) -> float:
     """The median of the rounds' ratios of S to the dense model."""
-    ours, theirs = (found[shape][name] for shape in SHAPES)
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(found["S"][name] / found["pro"][name] for found in rounds)
 
 
 def table(data: Figures) -> str:
     """The rows of this machine and of the paper's phones, in Markdown."""
+    every = [
+        found[shape] for rounds in data["contexts"].values() for found in rounds for shape in SHAPES
+    ]
+    fewest = min(len(rounds) for rounds in data["contexts"].values())
+    bandwidth = statistics.median(each["bandwidth_gb_s"] for each in every)
     lines = [
         f"{data['cpu']}, {data['threads']} threads, {data['precision']}, "
-        f"{data['bandwidth_gb_s']:.0f} GB/s read from memory; medians of {data['rounds']} rounds "
+        f"{bandwidth:.0f} GB/s read from memory; medians of {fewest} rounds "
         "in turns, ratios of the same rounds:",
         "",
         "| context | prefill, tokens/s: S | dense | ratio | decode, tokens/s: S | dense | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for context, found in data["contexts"].items():
+    for context, rounds in data["contexts"].items():
         cells = []
         for name in ("prefill", "decode"):
-            cells += [f"{statistics.median(found[shape][name]):.0f}" for shape in SHAPES]
-            cells.append(f"**{ratio(found, name):.2f}**")
+            cells += [f"{median(rounds, shape, name):.0f}" for shape in SHAPES]
+            cells.append(f"**{ratio(rounds, name):.2f}**")
         lines.append(f"| {int(context):,} | {' | '.join(cells)} |")
-    peaks = [
-        max(max(found[shape]["peak_rss_mb"]) for found in data["contexts"].values())
-        for shape in SHAPES
-    ]
+    longest = max(map(int, data["contexts"]))
+    peaks = [median(data["contexts"][str(longest)], shape, "peak_rss_mb") for shape in SHAPES]
     lines += [
         "",
-        f"Peak memory at {max(map(int, data['contexts'])):,}: S {peaks[0]:,} MB, dense "
-        f"{peaks[1]:,} MB.",
+        f"Peak memory at {longest:,}: S {peaks[0]:,.0f} MB, dense {peaks[1]:,.0f} MB.",
         "",
         "The paper's phones (seconds to the first token; ratios are those of the speeds):",
         "",
@@ -127,7 +132,7 @@ def draw(data: Figures) -> bytes:
     speed = dict(zip(("prefill", "decode"), (panels := figure.subplots(1, 3))[:2], strict=True))
     for name, panel in speed.items():
         for i, shape in enumerate(SHAPES):
-            rates = [statistics.median(found[shape][name]) for found in measured]
+            rates = [median(rounds, shape, name) for rounds in measured]
             panel.plot(contexts, rates, "o-", color=colours[shape], label=labels[shape])
             for phone, rows in PHONES.items():
                 points = [
@@ -149,7 +154,7 @@ def draw(data: Figures) -> bytes:
         panel.set_title(f"{name}, tokens/s", fontsize=10)
     for name, colour in (("prefill", "tab:green"), ("decode", "tab:red")):
         panel = panels[2]
-        rates = [ratio(found, name) for found in measured]
+        rates = [ratio(rounds, name) for rounds in measured]
         panel.plot(contexts, rates, "o-", color=colour, label=f"{name}, here")
         panel.axhspan(
             *PAPER_RANGES[name], color=colour, alpha=0.08, label=f"{name}, range of the paper"
@@ -196,7 +201,6 @@ def main() -> int:
         "cpu": cpu(),
         "threads": options.threads,
         "precision": options.precision,
-        "rounds": options.rounds,
         "contexts": {},
     }
     if DATA.exists() and not options.anew:
@@ -207,25 +211,22 @@ def main() -> int:
                 f"{DATA} was measured in another way or elsewhere: --anew replaces it."
             )
         data = before
+    contexts = data["contexts"]
+    asked = [int(context) for context in options.contexts.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [
-            c for c in map(int, options.contexts.split(",")) if str(c) not in data["contexts"]
-        ]
-        program = build(Path(folder)) if wanted else None
-        for context in wanted:
-            assert program is not None
-            data["contexts"][str(context)] = measure(
-                context, options.rounds, options.threads, options.precision, program
-            )
-            data["contexts"] = dict(sorted(data["contexts"].items(), key=lambda item: int(item[0])))
-            data["bandwidth_gb_s"] = statistics.median(
-                rate
-                for found in data["contexts"].values()
-                for shape in SHAPES
-                for rate in found[shape]["bandwidth_gb_s"]
-            )
-            DATA.parent.mkdir(exist_ok=True)
-            files.write_json(DATA, data)
+        program = build(Path(folder))
+        for context in asked:
+            kept = contexts.setdefault(str(context), [])
+            if len(kept) >= options.rounds:
+                continue
+            print(f"{context:,} tokens", file=sys.stderr)
+            for found in rounds_of(context, options, program):
+                kept.append(found)
+                DATA.parent.mkdir(exist_ok=True)
+                files.write_json(DATA, data)  # each round, so that a run may be interrupted
+                if len(kept) >= options.rounds:
+                    break
+    data["contexts"] = {context: kept for context, kept in contexts.items() if kept}
     files.write(PICTURE, draw(data))
     write_page(table(data))
     print(table(data))

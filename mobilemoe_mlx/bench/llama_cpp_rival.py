@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import resource
 import sys
 import tempfile
@@ -135,7 +136,15 @@ def main() -> int:
     asked = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "rival.gguf"
-        write_model(model, asked["shape"])
+        # By a process of its own, since the peak of this one's memory is measured.
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write_model, args=(model, asked["shape"])
+        )
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            say({"error": f"the random GGUF could not be written (status {writer.exitcode})"})
+            return 2
         try:  # a model that is loaded stays when its file is gone
             rival = Rival(model, asked["threads"], asked["context"])
         except RuntimeError as error:
