@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mobilemoe_mlx import config_spelling, end_tokens, files, tables
 from mobilemoe_mlx.config_spelling import bad
@@ -17,6 +17,10 @@ MODEL_TYPE = "mobilemoe"
 ARCHITECTURE = "MobileMoEForCausalLM"
 INT4_FORMAT = "mobilemoe-int4-g32"
 GROUP_SIZE = 32
+
+# How the scale of a group of INT4 follows from its values: see `int4.quantize`.
+ScaleRule = Literal["unclipped", "paper"]
+SCALE_RULES: tuple[ScaleRule, ...] = typing.get_args(ScaleRule)
 
 # Added to the sum of the selected experts' scores before they are divided by it: of the published
 # model's code, not of config.json (docs/model.md, "Forward pass").

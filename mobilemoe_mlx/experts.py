@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mobilemoe_mlx import linux_cpu
+from mobilemoe_mlx import int4, linux_cpu
 from mobilemoe_mlx.config import GROUP_SIZE
 from mobilemoe_mlx.gather_mm import gather_mm
 from mobilemoe_mlx.linux_cpu.int4_product import int4_product, is_faster
@@ -44,6 +44,12 @@ class ExpertLinear(nn.Module):
     def to_lora(self, r: int = 8, scale: float = 20.0, dropout: float = 0.0) -> LoRAExpertLinear:
         """The hook of mlx-lm's `linear_to_lora_layers`, with its default values."""
         return LoRAExpertLinear(self, r=r, scale=scale, dropout=dropout)
+
+    def with_weight(self, weight: mx.array, dequantize: bool = False) -> ExpertLinear:
+        """A layer of float32 `weight` [experts, in, out], stored as this one's."""
+        layer = ExpertLinear(*weight.shape)
+        layer.weight = weight.astype(self.weight.dtype)
+        return layer
 
     def to_quantized(
         self, group_size: int = GROUP_SIZE, bits: int = 4, mode: str = "affine"
@@ -95,6 +101,20 @@ class QuantizedExpertLinear(nn.Module):
     def to_lora(self, r: int = 8, scale: float = 20.0, dropout: float = 0.0) -> LoRAExpertLinear:
         """The hook of mlx-lm's `linear_to_lora_layers`, with its default values."""
         return LoRAExpertLinear(self, r=r, scale=scale, dropout=dropout)
+
+    def with_weight(
+        self, weight: mx.array, dequantize: bool = False
+    ) -> ExpertLinear | QuantizedExpertLinear:
+        """A layer of float32 `weight` [experts, in, out], in INT4 by our rule or in float."""
+        if dequantize:
+            layer = ExpertLinear(*weight.shape)
+            layer.weight = weight.astype(self.scales.dtype)
+            return layer
+        quantised = QuantizedExpertLinear(weight, self.group_size, self.bits)
+        codes, scale = int4.quantize(weight)
+        quantised.weight, quantised.scales = int4.affine_codes(int4.pack(codes)), scale
+        quantised.biases = int4.affine_biases(scale)
+        return quantised
 
 
 class Dispatch(NamedTuple):

@@ -7,19 +7,15 @@ scale, two codes per byte, low nibble first, two's complement (config.json `quan
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mobilemoe_mlx.config import GROUP_SIZE
+from mobilemoe_mlx.config import GROUP_SIZE, SCALE_RULES, ScaleRule
 from mobilemoe_mlx.errors import UserError
 
 QMIN, QMAX = -8, 7  # config.json quantization.qmin, qmax
-
-# How the scale of a group follows from its values; see `quantize`.
-ScaleRule = Literal["unclipped", "paper"]
-SCALE_RULES: tuple[ScaleRule, ...] = get_args(ScaleRule)
 
 
 class Packed(NamedTuple):

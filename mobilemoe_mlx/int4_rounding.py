@@ -10,8 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mobilemoe_mlx import int4
-from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.int4 import ScaleRule
+from mobilemoe_mlx.config import ModelArgs, ScaleRule
 from mobilemoe_mlx.tensor_names import packed_names
 
 SAVED_TYPE = "bfloat16"  # config.json's `torch_dtype` of what is written here, BF16 or INT4
@@ -61,6 +60,11 @@ def rounding(
         return scale
 
     return lambda weight: int4.pack(int4.quantize(weight, rule)[0]), scales
+
+
+def as_float(args: ModelArgs) -> ModelArgs:
+    """The same configuration without the `quantization` block: that of a BF16 checkpoint."""
+    return dataclasses.replace(args, quantized=False, torch_dtype=SAVED_TYPE)
 
 
 def as_quantized(args: ModelArgs) -> ModelArgs:

@@ -9,8 +9,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mobilemoe_mlx import int4
-from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.int4 import ScaleRule
+from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs, ScaleRule
+from mobilemoe_mlx.experts import ExpertLinear, QuantizedExpertLinear
 from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters, stored_type
 from mobilemoe_mlx.linux_cpu.int4_product import int4_product, is_faster
 from mobilemoe_mlx.lora.low_rank import float_matrix
@@ -71,6 +71,35 @@ def int4_model(args: ModelArgs, dtype: mx.Dtype = mx.float32) -> Model:
     embedding.dtype = dtype
     model.model.embed_tokens = embedding
     return model
+
+
+def round_modules(model: Model, besides: set[str], rule: ScaleRule) -> None:
+    """Round a float model's layers to INT4 modules in place, but those at the paths `besides`.
+
+    Norms and selection biases are rounded to the bfloat16 that INT4 checkpoints store them in.
+    """
+    rounded: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        if path in besides:
+            continue
+        if isinstance(module, nn.Linear):
+            rounded.append((path, Int4Linear(*module.weight.shape[::-1], False, GROUP_SIZE, 4)))
+        elif isinstance(module, ExpertLinear):
+            rounded.append((path, QuantizedExpertLinear(module.weight, GROUP_SIZE, 4)))
+        elif isinstance(module, nn.Embedding):
+            rounded.append((path, Int4Embedding(*module.weight.shape, GROUP_SIZE, 4)))
+        else:
+            for name in ("weight", "expert_bias"):
+                if name in module and stored_type(f"{path}.{name}") == mx.bfloat16:
+                    module[name] = module[name].astype(mx.bfloat16).astype(module[name].dtype)
+            continue
+        codes, scale = int4.quantize(module.weight, rule)
+        int4.check_scales(f"{path}.weight", scale)
+        new = rounded[-1][1]
+        new.weight, new.scales = int4.affine_codes(int4.pack(codes)), scale
+        new.biases = int4.affine_biases(scale)
+        mx.eval(new.parameters())
+    model.update_modules(tree_unflatten(rounded))
 
 
 def quantize_model(

@@ -8,7 +8,7 @@ import pytest
 from small_model import small_args
 
 from mobilemoe_mlx import int4
-from mobilemoe_mlx.config import PRESETS, ModelArgs
+from mobilemoe_mlx.config import PRESETS, SCALE_RULES, ModelArgs, ScaleRule
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import (
@@ -21,13 +21,15 @@ from mobilemoe_mlx.quantized import (
 SHAPES = [(4, 32), (3, 5, 96), (1, 256)]
 
 
-def numpy_quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def numpy_quantize(weight: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric round to nearest in groups of 32, one group at a time."""
     rows = weight.reshape(-1, 32)
     codes, scales = np.zeros(rows.shape, np.int8), np.zeros(len(rows), np.float16)
     for index, row in enumerate(rows):
-        # Wide enough for the largest positive value at 7 and the most negative at -8.
-        scales[index] = np.float16(max(row.max() / np.float32(7), row.min() / np.float32(-8)))
+        if rule == "paper":  # arXiv 2605.27358: the range -8..7 is 15 steps
+            scales[index] = np.float16(np.abs(row).max() / np.float32(7.5))
+        else:  # wide enough for the largest positive value at 7 and the most negative at -8
+            scales[index] = np.float16(max(row.max() / np.float32(7), row.min() / np.float32(-8)))
         if scales[index] > 0:
             code = np.rint(row / np.float32(scales[index]))
             codes[index] = np.clip(code, -8, 7)
@@ -84,10 +86,11 @@ def test_affine_form_is_exact_and_reversible(shape: tuple[int, ...]):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("spread", [1.0, 1e-5])
-def test_quantize_matches_numpy(shape: tuple[int, ...], spread: float):
+@pytest.mark.parametrize("rule", SCALE_RULES)
+def test_quantize_matches_numpy(shape: tuple[int, ...], spread: float, rule: ScaleRule):
     weight = weights(shape, spread)
-    codes, scale = int4.quantize(mx.array(weight))
-    expected_codes, expected_scale = numpy_quantize(weight)
+    codes, scale = int4.quantize(mx.array(weight), rule)
+    expected_codes, expected_scale = numpy_quantize(weight, rule)
     np.testing.assert_array_equal(np.array(scale), expected_scale)
     np.testing.assert_array_equal(np.array(codes), expected_codes)
 
@@ -110,11 +113,20 @@ def test_rounding_is_within_half_a_step():
     assert (error[normal] <= step[normal] * (0.5 + 8 * 2.0**-11)).all()
 
 
-def test_fake_quantisation_is_the_round_trip_and_its_gradient_the_identity():
+def test_the_papers_scales_clamp_the_largest_positive_values():
+    """0.75 is 7.5 steps: clamped to 7; -0.75 rounds to -8, half to even."""
+    weight = mx.array([[0.75, -0.75, *[0.1] * 30]])
+    codes, scale = int4.quantize(weight, "paper")
+    assert scale.item() == np.float16(0.1)
+    assert codes[0, :3].tolist() == [7, -8, 1]
+
+
+@pytest.mark.parametrize("rule", SCALE_RULES)
+def test_fake_quantisation_is_the_round_trip_and_its_gradient_the_identity(rule: ScaleRule):
     weight = mx.array(weights((8, 64)))
     cotangent = mx.random.normal(weight.shape)
-    (value,), (gradient,) = mx.vjp(int4.fake_quantize, [weight], [cotangent])
-    assert mx.array_equal(value, int4.dequantize(*int4.quantize(weight)))
+    (value,), (gradient,) = mx.vjp(lambda w: int4.fake_quantize(w, rule), [weight], [cotangent])
+    assert mx.array_equal(value, int4.dequantize(*int4.quantize(weight, rule)))
     assert mx.array_equal(gradient, cotangent)
 
 
@@ -154,12 +166,13 @@ def relative_error(measured: mx.array, reference: mx.array) -> float:
 
 @pytest.mark.parametrize("args", [ARGS, PRESETS["tiny"]], ids=["small", "tiny"])
 @pytest.mark.parametrize("length", [1, 7, 40])  # one token, and both sides of the sorting threshold
-def test_qat_forward_is_the_int4_model(args: ModelArgs, length: int):
+@pytest.mark.parametrize("rule", SCALE_RULES)
+def test_qat_forward_is_the_int4_model(args: ModelArgs, length: int, rule: ScaleRule):
     model = random_model(args)
     tokens = mx.random.randint(0, args.vocab_size, (2, length))
-    int4_logits = quantize_model(model)(tokens)
+    int4_logits = quantize_model(model, rule=rule)(tokens)
     plain = model(tokens)
-    model.update(fake_quantize_parameters(model.parameters()))
+    model.update(fake_quantize_parameters(model.parameters(), rule))
     # Two orders of summation of one and the same float32 computation.
     assert relative_error(model(tokens), int4_logits) < 1e-5
     assert relative_error(plain, int4_logits) > 1e-3  # quantisation is not a no-op

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class Adapter:
     base: BaseDigest | None  # None: the folder does not say (mlx-lm's own adapters)
     config: AdapterConfig | None  # None: as above
     tensors: dict[str, dict[str, Tensor]]  # module path -> part ("lora_a", "lora_b", "m") -> tensor
+    biases: dict[str, Tensor]  # name -> selection biases that training has moved, whole
 
     @property
     def through_int4(self) -> bool:
@@ -54,6 +56,12 @@ class Adapter:
     def check_fits(self, args: ModelArgs) -> None:
         """Raise UserError, naming a tensor, unless the shapes are those of a model of `args`."""
         shapes = parameter_shapes(args)
+        for name, tensor in self.biases.items():
+            if tensor.shape != shapes.get(name):
+                raise UserError(
+                    f"The adapter {self.folder} is for another model: this one has no {name} of "
+                    f"the shape {list(tensor.shape)}."
+                )
         for path, parts in self.tensors.items():
             shape = shapes.get(f"{path}.weight")
             if shape is None:
@@ -84,7 +92,8 @@ def save_adapter(
 ) -> None:
     """Write the adapter of a model whole, or not at all.
 
-    `parameters`: `model.trainable_parameters()` after `attach`; `num_layers` of the model. Raises
+    `parameters`: `model.trainable_parameters()` after `attach`, and selection biases
+    (`expert_bias`) if training has moved them; `num_layers` of the model. Raises
     UserError when the folder exists and is not an adapter's (or is and `overwrite` is not given),
     or cannot be written; it is then as it was.
     """
@@ -120,14 +129,19 @@ def read_adapter(folder: str | Path) -> Adapter:
     except DamagedFile as damage:
         raise UserError(f"{folder} cannot be used: {damage.problems[0]}.") from None
     tensors: dict[str, dict[str, Tensor]] = {}
+    biases: dict[str, Tensor] = {}
     for name, tensor in header.tensors.items():
         path, _, part = name.rpartition(".")
-        if part not in _PARTS or not _is_module(path):
+        is_bias = re.fullmatch(r"model\.layers\.\d+\.feed_forward\.expert_bias", name)
+        if not is_bias and (part not in _PARTS or not _is_module(path)):
             raise UserError(f"{folder / WEIGHTS} has '{name}', which is no adapter's tensor.")
         if tensor.dtype not in ("F32", "BF16", "F16"):
             raise UserError(f"{folder / WEIGHTS}: '{name}' has the dtype {tensor.dtype}.")
+        if is_bias:
+            biases[name] = tensor
+            continue
         tensors.setdefault(path, {})[part] = tensor
-    adapter = Adapter(folder, kind, scale, base, config, tensors)
+    adapter = Adapter(folder, kind, scale, base, config, tensors, biases)
     _check_whole(adapter)
     return adapter
 
@@ -260,15 +274,14 @@ def load_adapters(model: Model, adapters: Sequence[tuple[str | Path, float]]) ->
     """Put adapters, each (folder, weight), on a loaded model, whose layers are then frozen.
 
     Several on one module are one of the sum of their ranks. The model is in evaluation mode
-    afterwards (no dropout). Raises UserError as `read_adapters`, and for adapters trained through
-    INT4, which change the base's codes: fuse them.
+    afterwards (no dropout). Raises UserError as `read_adapters`. Those trained through INT4 are
+    for `load.load_adapted`.
     """
-    found = read_adapters(adapters, model.args, base_digest(model.source.folder))
-    for adapter, _ in found:
-        if adapter.through_int4:
-            raise UserError(
-                f"The adapter {adapter.folder} was trained through INT4: it is fused, not attached."
-            )
+    attach_read(model, read_adapters(adapters, model.args, base_digest(model.source.folder)))
+
+
+def attach_read(model: Model, found: Sequence[tuple[Adapter, float]]) -> None:
+    """The same with adapters that are read and checked already."""
     options: dict[str, dict[str, Any]] = {}
     parameters: list[tuple[str, mx.array]] = []
     for path in dict.fromkeys(path for adapter, _ in found for path in adapter.tensors):
@@ -283,8 +296,23 @@ def load_adapters(model: Model, adapters: Sequence[tuple[str | Path, float]]) ->
         parameters += [(f"{path}.{part}", array) for part, array in joined.items()]
     wrap(model, options)
     model.update(tree_unflatten(parameters))
+    moved = {name for adapter, _ in found for name in adapter.biases}
+    old = dict(tree_flatten(model.parameters()))
+    model.update(tree_unflatten([(name, moved_bias(name, old[name], found)) for name in moved]))
     mx.eval(model.trainable_parameters())
     model.eval()
+
+
+def moved_bias(name: str, bias: mx.array, adapters: Sequence[tuple[Adapter, float]]) -> mx.array:
+    """The selection biases `name`, float32, moved by the weighted moves of all adapters."""
+    old = bias.astype(mx.float32)
+    new = old
+    for adapter, weight in adapters:
+        if name in adapter.biases:
+            trained = adapter.biases[name].read().astype(mx.float32)
+            # Weight 1 is the trained value itself, whatever old - old rounds to.
+            new = trained if weight == 1 and new is old else new + weight * (trained - old)
+    return new
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -17,14 +17,16 @@ from mobilemoe_mlx.lora.linear import LoRALinear
 from mobilemoe_mlx.lora.low_rank import LowRank
 from mobilemoe_mlx.lora.router import LoRARouter
 from mobilemoe_mlx.model import Model, Router
+from mobilemoe_mlx.quantized import round_modules
 
 
 def attach(model: Model, config: AdapterConfig, seed: int = 0) -> None:
     """Freeze `model`, whose weights are loaded, and put adapters on the modules of `config`.
 
     `model.trainable_parameters()` are then exactly the adapters', float32, and the model computes
-    what it did (through INT4: its rounding). `seed`: of their initial values. Raises UserError for
-    layers that the model lacks.
+    what it did. Through INT4 all else of a float model is rounded too, by the same rule: the model
+    computes what its fused checkpoint will, float32. `seed`: of the adapters' initial values.
+    Raises UserError for layers that the model lacks.
     """
     paths = config.module_paths(len(model.layers))
     keys = mx.random.split(mx.random.key(seed), len(paths))
@@ -35,6 +37,8 @@ def attach(model: Model, config: AdapterConfig, seed: int = 0) -> None:
         "dora": config.kind == "dora",
     }
     rule = config.scale_rule if config.through_int4 else None
+    if rule is not None and not model.args.quantized:
+        round_modules(model, set(paths), rule)
     wrap(
         model, {path: {**options, "key": key} for path, key in zip(paths, keys, strict=True)}, rule
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from mobilemoe_mlx import tables
+from mobilemoe_mlx.config import ScaleRule
 from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.int4 import ScaleRule
 from mobilemoe_mlx.tables import NOT_EMPTY, Bounds, Count, Positive
 
 EMBEDDING = "model.embed_tokens"

@@ -1,4 +1,4 @@
-"""What a LoRA adapter of mlx-lm is: adapter_config.json and the headers of adapters.safetensors."""
+"""What an adapter is, ours or mlx-lm's, from its configuration and its weights' header."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from mobilemoe_mlx import files, text_table
 from mobilemoe_mlx.checkpoint.tensor_file import read_header
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.tensor_names import is_expert_matrix
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
@@ -31,6 +32,10 @@ class AdapterInfo:
     scale: float | None  # the product of a pair is multiplied by this
     layers: tuple[int, ...]  # indices, counted from 0
     modules: dict[str, int]  # part of a layer -> layers in which it has an adapter
+    embedding: bool  # whether the embedding, and so the head, has one
+    # Of ours: the scale rule where it was trained through INT4, and its base's digest.
+    through_int4: str | None
+    base_weights: str | None
     tensors: int
     parameters: int
     bytes: int
@@ -48,6 +53,12 @@ class AdapterInfo:
             "scale": "not given" if self.scale is None else f"{self.scale:g}",
             "layers": _ranges(self.layers) or "none",
         }
+        if self.through_int4 is not None:
+            cells["trained"] = f"through INT4, with {self.through_int4} scales"
+        if self.base_weights is not None:
+            cells["base model"] += f", weights {self.base_weights[:16]}..."
+        if self.embedding:
+            cells["  embed_tokens"] = "which is the head too"
         cells |= {f"  {name}": f"in {count} layers" for name, count in self.modules.items()}
         cells["parameters"] = f"{self.parameters:,} in {self.tensors:,} tensors"
         cells["weights"] = text_table.size(self.bytes)
@@ -70,16 +81,21 @@ def describe_adapter(folder: Path) -> AdapterInfo:
         raise UserError(f"{folder / CONFIG} is not an adapter's configuration of mlx-lm.")
     tensors = read_header(folder / WEIGHTS).tensors
     places = {name: match for name in tensors if (match := _PLACE.fullmatch(name))}
-    # mlx-lm's lora_a is [in, rank] and lora_b [rank, out]; of experts, [expert, rank, in] and
-    # [expert, out, rank].
+    # lora_a is [in, rank] and lora_b [rank, out]; of experts of mlx-lm's own models [expert, rank,
+    # in] and [expert, out, rank], and of ours [expert, in, rank] and [expert, rank, out].
     ranks = set()
-    for name, match in places.items():
+    for name in tensors:
+        module, _, part = name.rpartition(".")
         shape = tensors[name].shape
-        if match[3] == "lora_a" and len(shape) in (2, 3):
-            ranks.add(shape[1])
+        if part == "lora_a" and len(shape) in (2, 3):
+            ranks.add(shape[-1] if is_expert_matrix(module) else shape[1])
     modules = Counter(module for _, module in {(m[1], m[2]) for m in places.values()})
     scale = settings.get("scale")
     base = config.get("model")
+    own = config.get("mobilemoe")
+    own = own if isinstance(own, dict) else {}
+    own_base = own.get("base")
+    weights = own_base.get("weights") if isinstance(own_base, dict) else None
     return AdapterInfo(
         path=folder,
         kind=str(config.get("fine_tune_type", "lora")),
@@ -88,6 +104,9 @@ def describe_adapter(folder: Path) -> AdapterInfo:
         scale=float(scale) if isinstance(scale, int | float) else None,
         layers=tuple(sorted({int(match[1]) for match in places.values()})),
         modules=dict(sorted(modules.items())),
+        embedding="model.embed_tokens.lora_a" in tensors,
+        through_int4=str(own.get("scale_rule")) if own.get("through_int4") else None,
+        base_weights=weights if isinstance(weights, str) else None,
         tensors=len(tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         bytes=(folder / WEIGHTS).stat().st_size,

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.checkpoint.tensor_file import FORMAT_NAMES, Tensor
-from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
+from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs, ScaleRule
 from mobilemoe_mlx.int4_rounding import rounding, stored_type
 from mobilemoe_mlx.tensor_names import is_expert_matrix, mlx_parts, packed_names
 
@@ -135,11 +135,12 @@ def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rounded(tensors: Mapping[str, Tensor], rule: ScaleRule = "unclipped") -> dict[str, Tensor]:
     """FLOAT tensors rounded to nearest as published INT4 tensors, a block of rows at a time.
 
-    The values are those of `int4_rounding.quantize_parameters`. Reading raises UserError for values
-    beyond the reach of float16 scales.
+    `rule`: of the scales; see `int4.quantize`. The values are those of
+    `int4_rounding.quantize_parameters`. Reading raises UserError for values beyond the reach of
+    float16 scales.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -149,7 +150,7 @@ def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         rows, columns = tensor.shape[:-1], tensor.shape[-1]
         qweight, weight_scale = packed_names(name)
-        codes, scale = (_computed(_by_rows(f), tensor) for f in rounding(name))
+        codes, scale = (_computed(_by_rows(f), tensor) for f in rounding(name, rule))
         out[qweight] = Tensor("U8", (*rows, columns // 2), codes)
         out[weight_scale] = Tensor("F16", (*rows, columns // GROUP_SIZE), scale)
     return out

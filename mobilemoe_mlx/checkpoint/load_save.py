@@ -71,9 +71,17 @@ def load_model(folder: str | Path, dtype: mx.Dtype | None = None) -> Model:
 
 
 def _load(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Model:
+    check_scales(checkpoint)
+    return load_tensors(checkpoint, dtype)
+
+
+def load_tensors(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> Model:
+    """The model of a checkpoint whose tensors may be computed, as those of a fused one are.
+
+    `dtype`: see `load_model`, which checks INT4 scales besides.
+    """
     is_int4 = checkpoint.layout is not Layout.FLOAT
     dtype = _compute_type(dtype, is_int4)
-    check_scales(checkpoint)
     model = int4_model(checkpoint.args, dtype) if is_int4 else Model(checkpoint.args)
     tensors = layouts.to_mlx(checkpoint.tensors)
     if not is_int4:

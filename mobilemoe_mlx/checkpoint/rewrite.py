@@ -13,7 +13,7 @@ from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkp
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout
-from mobilemoe_mlx.config import MLX_QUANTIZATION
+from mobilemoe_mlx.config import MLX_QUANTIZATION, ScaleRule
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import resolved
 from mobilemoe_mlx.int4_rounding import as_quantized
@@ -53,6 +53,7 @@ def convert(
     *,
     to: Literal["published", "mlx"] = "published",
     quantize: bool = False,
+    rule: ScaleRule = "unclipped",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> Converted:
@@ -60,18 +61,18 @@ def convert(
 
     `to`: "published" (from either INT4 form, or BF16) or "mlx", a folder for mlx-lm's own commands,
     which `load` reads too. `quantize` first rounds a BF16 checkpoint to nearest INT4, which is the
-    one lossy step. Raises UserError for a source with anything wrong, before anything is written
-    (to be rounded, its numbers must be finite), and when `output` is not empty (unless `overwrite`)
-    or cannot be written.
+    one lossy step, with the scales of `rule` (`int4.quantize`). Raises UserError for a source with
+    anything wrong, before anything is written (to be rounded, its numbers must be finite), and when
+    `output` is not empty (unless `overwrite`) or cannot be written.
     """
     checkpoint = open_checkpoint(source)
-    _check_apart(Path(source), Path(output))
+    check_apart(Path(source), Path(output))
     check_scales(checkpoint)
     if quantize:
         if checkpoint.layout is not Layout.FLOAT:
             raise UserError(f"{source} is INT4 already: convert it without quantising.")
         check_finite(checkpoint)
-        checkpoint = published_int4(checkpoint)
+        checkpoint = published_int4(checkpoint, rule)
     config = published_config(checkpoint.args, checkpoint.config)
     metadata = checkpoint.metadata
     extra_files = {}
@@ -106,14 +107,14 @@ def convert(
     return Converted(layouts.layout_of(tensors), len(tensors), nbytes)
 
 
-def published_int4(checkpoint: Checkpoint) -> Checkpoint:
+def published_int4(checkpoint: Checkpoint, rule: ScaleRule = "unclipped") -> Checkpoint:
     """A checkpoint of any layout with its tensors under the published INT4 names and forms.
 
-    One of BF16 is rounded to nearest, which loses; the others are exact. Nothing is computed until
-    a tensor is read.
+    One of BF16 is rounded to nearest, which loses, with the scales of `rule`
+    (`int4.quantize`); the others are exact. Nothing is computed until a tensor is read.
     """
     if checkpoint.layout is Layout.FLOAT:
-        tensors = layouts.rounded(checkpoint.tensors)
+        tensors = layouts.rounded(checkpoint.tensors, rule)
     elif checkpoint.layout is Layout.MLX_INT4:
         tensors = layouts.to_published(checkpoint.tensors)
     else:
@@ -129,7 +130,8 @@ def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def _check_apart(source: Path, output: Path) -> None:
+def check_apart(source: Path, output: Path) -> None:
+    """Raise UserError where writing the folder `output` would remove `source` inside it."""
     source, output = resolved(source), resolved(output)
     if source != output and source.is_relative_to(output):
         raise UserError(f"{output} contains the source {source}: choose another folder.")

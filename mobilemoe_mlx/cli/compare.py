@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = "Exit status: 0 within the tolerance, 1 beyond it, 2 for a mistake in the call."
     parser.add_argument("checkpoint", help="model folder or Hugging Face repo id")
+    add_adapter_argument(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of MLX (%(default)s)")
     parser.add_argument("--torch-dtype", choices=DTYPES, help="of PyTorch (as --dtype)")
     text = parser.add_mutually_exclusive_group()
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     report = compare_checkpoint(
         resolve(args.checkpoint),
+        adapters=adapters(args),
         dtype=args.dtype,
         torch_dtype=args.torch_dtype,
         prompt=args.prompt,

@@ -6,6 +6,7 @@ import argparse
 
 from mobilemoe_mlx.cli.byte_size import byte_size
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.config import SCALE_RULES
 
 EXAMPLES = (
     "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-mlx --to mlx",
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize", action="store_true", help="round a BF16 checkpoint to nearest INT4 (lossy)"
     )
     parser.add_argument(
+        "--scale-rule",
+        choices=SCALE_RULES,
+        default="unclipped",
+        help="of --quantize: scales with which nothing is clipped (default), or the paper's, "
+        "max |value| / 7.5",
+    )
+    parser.add_argument(
         "--shard-size",
         type=byte_size,
         help="the most a file holds, like 500MB (default: 5GB)",
@@ -51,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         to=args.to,
         quantize=args.quantize,
+        rule=args.scale_rule,
         max_shard_bytes=MAX_SHARD_BYTES if args.shard_size is None else args.shard_size,
         overwrite=args.overwrite,
     )

@@ -1,10 +1,11 @@
-"""`--engine` and the options of engines, for each command that runs a model."""
+"""`--engine`, `--adapter` and the options of engines, for each command that runs a model."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.byte_size import byte_size
 
 
@@ -13,7 +14,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="cpu or mlx (default: cpu for INT4 checkpoints on Linux, else mlx)",
+        help="cpu or mlx (default: cpu for INT4 checkpoints on Linux without adapters, else mlx)",
     )
     parser.add_argument(
         "--precision",
@@ -24,6 +25,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, help="of the engine cpu: 1 to 16 (default: one per CPU)"
     )
     add_expert_memory_argument(parser)
+    add_adapter_argument(parser)
 
 
 def add_expert_memory_argument(parser: argparse.ArgumentParser) -> None:
@@ -40,4 +42,4 @@ def add_expert_memory_argument(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as keyword arguments of `open_with_tokenizer`; None: not asked for."""
     names = ("engine", "precision", "threads", "expert_memory")
-    return {name: getattr(args, name) for name in names}
+    return {**{name: getattr(args, name) for name in names}, "adapters": adapters(args) or None}

@@ -32,6 +32,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generate": Command("continue a prompt", True),
         "chat": Command("talk with an instruction-tuned checkpoint", True),
         "bench": Command("measure speed and memory of every engine on a checkpoint", True),
+        "fuse": Command("make adapters part of a checkpoint, BF16 or INT4", True),
         "convert": Command(
             "change a checkpoint's layout without changing a bit, or round it", True
         ),

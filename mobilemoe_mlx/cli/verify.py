@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
 CASES = ("short", "long", "full", "chat", "routing")
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="the checkpoint it was made from: a folder or a Hugging Face repository id",
     )
+    add_adapter_argument(parser)
     parser.add_argument(
         "--case",
         action="append",
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     verdict = verify_package(
         args.package,
         resolve(args.against),
+        adapters=adapters(args),
         cases=args.case or CASES,
         prompt=args.prompt,
         greedy_tokens=args.greedy_tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.adapters.adapter_file import read_adapter
 from mobilemoe_mlx.checkpoint.check import check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
@@ -81,6 +83,7 @@ class Comparison:
 def compare_checkpoint(
     folder: Path,
     *,
+    adapters: Sequence[tuple[Path, float]] = (),
     dtype: str = "float32",
     torch_dtype: str | None = None,
     prompt: str | None = None,
@@ -90,6 +93,8 @@ def compare_checkpoint(
 ) -> Comparison:
     """Run `folder` (either published layout) in MLX and in PyTorch on one sequence.
 
+    `adapters`: folders with weights, added on either side by code of its own; those trained through
+    INT4 raise UserError, since what they are for is the fused checkpoint.
     `dtype`, `torch_dtype`: "float32", "float16" or "bfloat16"; PyTorch follows MLX unless told.
     The sequence is `prompt`, tokenised, or `num_tokens` random tokens drawn with `seed`.
     `tolerance`: replaces the limit of COMPARE_LIMITS, which is taken from the coarser type.
@@ -116,12 +121,18 @@ def compare_checkpoint(
                 f"'{name}' is not a type to compare in{did_you_mean(name, COMPARE_LIMITS)}: "
                 f"choose {', '.join(COMPARE_LIMITS)}."
             )
+    for path, _ in adapters:
+        if read_adapter(path).through_int4:
+            raise UserError(
+                f"The adapter {path} was trained through INT4: fuse it, and compare what comes out "
+                f"(mobilemoe fuse {folder} {path} OUTPUT)."
+            )
     tokens = _tokens(folder, checkpoint.args, prompt, num_tokens, seed)
     check_scales(checkpoint)
     check_finite(checkpoint)  # also where no token of this sequence goes
     # One after the other: only one copy of the weights is in memory.
-    measured = load_and_trace_mlx(folder, dtype, tokens)
-    reference = load_and_trace_torch(folder, torch_dtype, tokens)
+    measured = load_and_trace_mlx(folder, adapters, dtype, tokens)
+    reference = load_and_trace_torch(folder, adapters, torch_dtype, tokens)
     judged = max(COMPARE_LIMITS[dtype], COMPARE_LIMITS[torch_dtype], key=lambda t: t.value)
     if tolerance is not None:
         judged = judged._replace(value=tolerance)

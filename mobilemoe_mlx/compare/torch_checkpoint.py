@@ -6,6 +6,7 @@ hide.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mobilemoe_mlx import files
@@ -24,17 +25,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _FLOAT32 = (".router.weight", ".expert_bias")
 
 
-def load_torch_model(folder: Path, dtype: str = "float32") -> TorchMobileMoE:
+def load_torch_model(
+    folder: Path, dtype: str = "float32", adapters: Sequence[tuple[Path, float]] = ()
+) -> TorchMobileMoE:
     """The reference with the weights of `folder`: either published layout, one file or shards.
 
-    INT4 is dequantised exactly in float32, then cast to `dtype`. Raises UserError for a tensor that
-    is missing, unexpected, or of the wrong shape.
+    `adapters`: folders with weights, added to the matrices in float32. INT4 is dequantised exactly
+    in float32, then cast to `dtype`. Raises UserError for a tensor that is missing, unexpected, or
+    of the wrong shape.
     """
     config = read_reference_config(folder)
     with torch.device("meta"):
         model = TorchMobileMoE(config)
     weights = {}
-    for name, tensor in dequantize(read_tensors(folder)).items():
+    for name, tensor in with_adapters(dequantize(read_tensors(folder)), adapters).items():
         kept = name.endswith(_FLOAT32)
         weights[name] = tensor.to(torch.float32 if kept else DTYPES[dtype])
     try:
@@ -96,3 +100,31 @@ def dequantize_one(packed: Tensor, scale: Tensor) -> Tensor:
     values = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1.0])
     nibbles = torch.stack((packed % 16, packed // 16), dim=-1).flatten(-2)  # low nibble first
     return values[nibbles.int()] * scale.float().repeat_interleave(GROUP_SIZE, dim=-1)
+
+
+def with_adapters(
+    tensors: dict[str, Tensor], adapters: Sequence[tuple[Path, float]]
+) -> dict[str, Tensor]:
+    """Float tensors with the updates of adapters added, in float32."""
+    out = dict(tensors)
+    for folder, weight in adapters:
+        content = files.read_json(folder / "adapter_config.json")
+        scale = content["lora_parameters"]["scale"] * weight
+        with safe_open(folder / "adapters.safetensors", framework="pt") as file:
+            parts = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        for name in parts:
+            stem, _, part = name.rpartition(".")
+            if part == "expert_bias":
+                out[name] = out[name].float() + weight * (parts[name] - out[name].float())
+            if part != "lora_a":
+                continue
+            matrix = stem if ".experts." in stem else f"{stem}.weight"
+            update = scale * parts[name] @ parts[f"{stem}.lora_b"]
+            if update.dim() == 2 and not stem.endswith("embed_tokens"):  # stored [out, in]
+                update = update.T
+            summed = out[matrix].float() + update
+            if f"{stem}.m" in parts:  # DoRA: lengths along "in", of the embedding along hidden
+                length = summed.norm(dim=1, keepdim=True).clamp_min(1e-30)
+                summed = summed / length * parts[f"{stem}.m"].unsqueeze(1)
+            out[matrix] = summed
+    return out

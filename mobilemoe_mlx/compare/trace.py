@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
-from mobilemoe_mlx.checkpoint.load_save import load_model
+from mobilemoe_mlx.adapters.load import load_adapted
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE
 from mobilemoe_mlx.numerics.values import LayerValues, Trace, trace_mlx
@@ -25,11 +26,15 @@ def trace_torch(model: TorchMobileMoE, tokens: list[int]) -> Trace:
     return Trace(layers, output.logits[0].float().numpy())
 
 
-def load_and_trace_mlx(folder: Path, dtype: str, tokens: list[int]) -> Trace:
+def load_and_trace_mlx(
+    folder: Path, adapters: Sequence[tuple[Path, float]], dtype: str, tokens: list[int]
+) -> Trace:
     """Load with the package's own loader, run, and let go of the weights."""
-    return trace_mlx(load_model(folder, dtype=getattr(mx, dtype)), tokens)
+    return trace_mlx(load_adapted(folder, adapters, getattr(mx, dtype)), tokens)
 
 
-def load_and_trace_torch(folder: Path, dtype: str, tokens: list[int]) -> Trace:
+def load_and_trace_torch(
+    folder: Path, adapters: Sequence[tuple[Path, float]], dtype: str, tokens: list[int]
+) -> Trace:
     """Load with the reference's own loader, run, and let go of the weights."""
-    return trace_torch(load_torch_model(folder, dtype), tokens)
+    return trace_torch(load_torch_model(folder, dtype, adapters), tokens)

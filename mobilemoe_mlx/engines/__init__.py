@@ -41,7 +41,7 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
     folder = resolve(folder)
     options = {option: value for option, value in options.items() if value is not None}
     if name is None:
-        name = default_engine(folder)
+        name = "mlx" if options.get("adapters") else default_engine(folder)
     if name not in ENGINES:
         raise UserError(
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "

@@ -18,7 +18,7 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel import library, structures
 from mobilemoe_mlx.engines.cpu_experts import expert_files
 from mobilemoe_mlx.engines.cpu_weights import expert_names, kernel_model
-from mobilemoe_mlx.engines.engine import PREFILL_TOKENS, Engine, Session
+from mobilemoe_mlx.engines.engine import PREFILL_TOKENS, Adapters, Engine, Session
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.int4_rounding import stored_type
 
@@ -77,6 +77,7 @@ class CPUEngine(Engine):
         cache: str | None = None,
         cpu_path: str | None = None,
         expert_memory: int | None = None,
+        adapters: Adapters = (),
     ) -> CPUEngine:
         """Map the INT4 checkpoint in `folder`, of either form.
 
@@ -86,8 +87,15 @@ class CPUEngine(Engine):
         instructions to use, by default the fastest of this CPU. `expert_memory`: bytes for routed
         experts, which are then read from the file when they are needed, and those kept that were
         used most lately; by default all are mapped. Results do not depend on it. Raises UserError
-        for all that is wrong with the folder or an option, and for a BF16 checkpoint.
+        for all that is wrong with the folder or an option, for a BF16 checkpoint, and for
+        `adapters`.
         """
+        if adapters:
+            names = " ".join(str(path) for path, _ in adapters)
+            raise UserError(
+                "The CPU engine takes no adapters: use the engine 'mlx', or fuse them first: "
+                f"mobilemoe fuse {folder} {names} OUTPUT --to int4."
+            )
         checkpoint = open_checkpoint(folder)
         if checkpoint.layout is Layout.FLOAT:
             raise UserError(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # mlx-lm is slow to import, and feeding needs none of it
 
 Progress = Callable[[int, int], None]
 
+# Folders of adapters, each with the weight that its update is multiplied by.
+Adapters = Sequence[tuple[Path, float]]
+
 # How many tokens of the prompt are computed at once; between two lots an interrupt is noticed.
 PREFILL_TOKENS = 512
 

@@ -13,11 +13,12 @@ from mlx_lm.generate import generation_stream, wired_limit
 from mlx_lm.models.cache import trim_prompt_cache
 
 from mobilemoe_mlx import text_table
+from mobilemoe_mlx.adapters.load import load_adapted
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite, non_finite_error
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.engines import engine
-from mobilemoe_mlx.engines.engine import Engine, Progress, Session
+from mobilemoe_mlx.engines.engine import Adapters, Engine, Progress, Session
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.sampling import Sampler
 from mobilemoe_mlx.tensor_names import is_always_float32
@@ -32,10 +33,17 @@ class MLXEngine(Engine):
         self.model, self.args, self.folder = model, model.args, folder
 
     @classmethod
-    def open(cls, folder: Path, *, dtype: mx.Dtype | None = None) -> MLXEngine:  # type: ignore[override]
-        """Load `folder`; `dtype` is the type of activations, as in `load_model`."""
+    def open(  # type: ignore[override]
+        cls, folder: Path, *, dtype: mx.Dtype | None = None, adapters: Adapters = ()
+    ) -> MLXEngine:
+        """Load `folder`; `dtype` is the type of activations, as in `load_model`.
+
+        `adapters`: folders with weights that are added to it; see `load_adapted`.
+        """
         # An expert whose score is NaN is never selected: no logit would show it.
         check_finite(open_checkpoint(folder), is_always_float32)
+        if adapters:
+            return cls(load_adapted(folder, adapters, dtype), folder)
         return cls(load_model(folder, dtype), folder)
 
     def describe(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from mobilemoe_mlx.adapters.fuse import int4_with_adapters
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.layouts import Layout
@@ -15,9 +17,17 @@ from mobilemoe_mlx.checkpoint.tensor_file import Tensor
 from mobilemoe_mlx.errors import UserError
 
 
-def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
+def open_source(
+    folder: str | Path,
+    *,
+    quantize: bool = False,
+    adapters: Sequence[tuple[Path, float]] = (),
+    force: bool = False,
+) -> Checkpoint:
     """Open `folder` with its tensors under the published INT4 names and forms.
 
+    `adapters`: folders with weights that are fused with it. Those that INT4 would lose raise
+    UserError, unless `force`.
     A BF16 checkpoint needs `quantize`, which rounds it to nearest INT4 (the one lossy step). Raises
     UserError for a checkpoint with anything wrong, and when `quantize` does not fit it.
     """
@@ -32,6 +42,8 @@ def open_source(folder: str | Path, *, quantize: bool = False) -> Checkpoint:
             )
     elif quantize:
         raise UserError(f"{folder} is INT4 already: export it without --quantize.")
+    if adapters:
+        return int4_with_adapters(checkpoint, adapters, force=force)
     return published_int4(checkpoint)
 
 

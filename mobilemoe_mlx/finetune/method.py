@@ -89,7 +89,7 @@ def write_result(
     parameters = trainer.all_parameters()
     if config.quantize:
         load_save.save_quantized(
-            quantize_parameters(parameters),
+            quantize_parameters(parameters, config.scale_rule),
             as_quantized(model.args),
             folder.model,
             tokenizer_folder=tokenizer_folder,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.adapters.config import AdapterConfig
-from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.config import ModelArgs, ScaleRule
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.finetune.data_config import FinetuneDataConfig
 from mobilemoe_mlx.tables import Bounds, Count, CountOrZero, Fraction, NotNegative, Positive
@@ -185,7 +185,10 @@ def _read(
     if found in _ADAPTERS:
         kind, through = ("dora" if found == "dora" else "lora"), found == "qat-lora"
         own = table.pop("adapter", {})
-        adapter = tables.read(AdapterConfig, own, "adapter", kind=kind, through_int4=through)
+        rule = tables.read_value(ScaleRule, table.get("scale_rule", "unclipped"), "scale_rule")
+        adapter = tables.read(
+            AdapterConfig, own, "adapter", kind=kind, through_int4=through, scale_rule=rule
+        )
         absent["adapter"] = adapter
     else:
         absent["adapter"] = None

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mobilemoe_mlx import int4
-from mobilemoe_mlx.int4 import ScaleRule
+from mobilemoe_mlx.config import ScaleRule
 from mobilemoe_mlx.lora.linear import lengths, magnitudes, matrix_shape
 from mobilemoe_mlx.lora.low_rank import LowRank, float_matrix, rounded_sum, straight_through
 
@@ -47,7 +47,9 @@ class LoRAEmbedding(LowRank):
         y = self.embedding(x)
         if self.scale_rule is not None:
             rows = y.astype(mx.float32) + self.scale * (self.lora_a[x] @ self.lora_b)
-            return int4.fake_quantize(rows, self.scale_rule).astype(y.dtype)
+            rounded = int4.fake_quantize(rows, self.scale_rule)
+            # Codes x scales do not fit into bfloat16: what follows is float32 too.
+            return rounded if y.dtype == mx.bfloat16 else rounded.astype(y.dtype)
         a, b = self.thin(y.dtype)
         y = y + self.dropped(a[x] @ b)
         return y if "m" not in self else y * self._factors()[x][..., None].astype(y.dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mobilemoe_mlx.config import ScaleRule
 from mobilemoe_mlx.gather_mm import gather_mm
-from mobilemoe_mlx.int4 import ScaleRule
 from mobilemoe_mlx.lora.linear import lengths, magnitudes, matrix_shape
 from mobilemoe_mlx.lora.low_rank import LowRank, float_matrix, rounded_sum, straight_through
 
@@ -63,6 +63,11 @@ class LoRAExpertLinear(LowRank):
         # Float32 while it is gathered: its gradient adds up many rows.
         factors = magnitudes(self.m, self._lengths())[indices][..., None, :]
         return y * factors.astype(x.dtype)
+
+    def fuse(self, dequantize: bool = False) -> nn.Module:
+        """The hook of mlx_lm.fuse: the layer of the sums; INT4 stays INT4 unless `dequantize`."""
+        weight = float_matrix(self.linear) + self.scale * (self.lora_a @ self.lora_b)
+        return self.linear.with_weight(weight, dequantize)
 
     def _lengths(self) -> mx.array:
         """The columns' lengths in the sums of both matrices, float32 [experts, out]."""

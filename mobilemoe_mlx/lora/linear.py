@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mobilemoe_mlx import int4
-from mobilemoe_mlx.int4 import ScaleRule
+from mobilemoe_mlx.config import ScaleRule
 from mobilemoe_mlx.lora.low_rank import LowRank, float_matrix, straight_through
 
 

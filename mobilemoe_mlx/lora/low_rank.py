@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mobilemoe_mlx import int4
-from mobilemoe_mlx.int4 import ScaleRule
+from mobilemoe_mlx.config import ScaleRule
 
 
 class LowRank(nn.Module):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from mobilemoe_mlx import end_tokens, files, tables
-from mobilemoe_mlx.config import PRESETS, ModelArgs, preset
+from mobilemoe_mlx.config import PRESETS, ModelArgs, ScaleRule, preset
 from mobilemoe_mlx.data.source_config import OnBadRecord
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.tables import Bounds, Count, CountOrZero, Fraction, NotNegative, Positive
@@ -101,6 +101,7 @@ class LoopTable:
     optimizer: OptimizerConfig
     batch_size: Count  # rows per optimiser step, over all processes
     micro_batch_size: CountOrZero = 0  # rows that a process computes at a time; 0: all of its rows
+    scale_rule: ScaleRule = "unclipped"  # of INT4: or "paper", max |value| / 7.5, clamped
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluate_every: CountOrZero = 0  # steps; 0: only before the first and after the last
@@ -140,6 +141,10 @@ class LoopConfig(Protocol):
     @property
     def quantize(self) -> bool:
         """Whether the INT4 form of what is trained is computed (QAT)."""
+
+    @property
+    def scale_rule(self) -> ScaleRule:
+        """How its scales follow from the weights."""
 
     @property
     def master_type(self) -> str:

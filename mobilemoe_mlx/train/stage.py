@@ -118,7 +118,7 @@ def _evaluate(trainer: Trainer, book: Bookkeeping) -> dict[str, float]:
     if not trainer.config.quantize:
         return {"start": loss(parameters)}
     rounded = tree_map(lambda p: p.astype(mx.bfloat16).astype(mx.float32), parameters)
-    nearest = loss(fake_quantize_parameters(parameters))
+    nearest = loss(fake_quantize_parameters(parameters, trainer.config.scale_rule))
     return {"bf16": loss(rounded), "round_to_nearest_int4": nearest, "start": nearest}
 
 
@@ -145,7 +145,7 @@ def _write_model(
         }
         files.write_json(folder.quantization_report, report)
     load_save.save_quantized(
-        quantize_parameters(trainer.all_parameters()),
+        quantize_parameters(trainer.all_parameters(), trainer.config.scale_rule),
         as_quantized(trainer.model.args),
         folder.model,
         tokenizer_folder=tokenizer_folder,

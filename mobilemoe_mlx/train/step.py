@@ -99,7 +99,9 @@ class Trainer:
     def computed_parameters(self) -> dict[str, Any]:
         """What is trained, as the stage's model stands for it: INT4 values in QAT, else itself."""
         parameters = self.trained_parameters()
-        return fake_quantize_parameters(parameters) if self.config.quantize else parameters
+        if not self.config.quantize:
+            return parameters
+        return fake_quantize_parameters(parameters, self.config.scale_rule)
 
     def check_finite(self) -> None:
         """Raise UserError where a weight is not a finite number, as it will be stored."""
@@ -202,7 +204,7 @@ class Trainer:
     def _forward_form(self, parameters: Any, biases: mx.array) -> tuple[Any, mx.array]:
         """Master weights to what the forward pass uses: fake-quantised, in the compute type."""
         if self.config.quantize:
-            parameters = fake_quantize_parameters(parameters)
+            parameters = fake_quantize_parameters(parameters, self.config.scale_rule)
             biases = biases.astype(mx.bfloat16).astype(mx.float32)  # as they will be stored
         dtype = getattr(mx, self.config.compute.dtype)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
-from mobilemoe_mlx.checkpoint.load_save import load_model
+from mobilemoe_mlx.checkpoint.load_save import load_model, load_tensors
 from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.engines import Engine, default_engine, open_engine
@@ -48,6 +48,7 @@ def verify_package(
     package: str | Path,
     against: str | Path,
     *,
+    adapters: Sequence[tuple[Path, float]] = (),
     cases: Sequence[str] = CASES,
     prompt: str | None = None,
     greedy_tokens: int = 24,
@@ -59,17 +60,18 @@ def verify_package(
     The package is read from disk and evaluated in numpy, in float32 throughout and with its
     declared types; the reference is this package's model in MLX, float32 (for greedy text the CPU
     engine, exact, where it is the default). A BF16 checkpoint is rounded to nearest first, as the
-    export did. `cases`: any of CASES. `prompt`: the text that is continued greedily by
-    `greedy_tokens` tokens (0: none). `seed`: of the cases' random tokens. `say` hears how long it
-    will take and what is being done. Raises UserError for a package or checkpoint that cannot be
-    read, and for a package of another model.
+    export did. `adapters`: what was fused with the checkpoint, as folders with weights. `cases`:
+    any of CASES. `prompt`: the text that is continued greedily by `greedy_tokens` tokens (0: none).
+    `seed`: of the cases' random tokens. `say` hears how long it will take and what is being done.
+    Raises UserError for a package or checkpoint that cannot be read, and for a package of another
+    model.
     """
     _check_choices(cases, greedy_tokens, seed)
     path = resolved(package)
     saved = open_package(path)
     folder = user_path(against)
     is_float = open_checkpoint(folder).layout is Layout.FLOAT
-    checkpoint = open_source(folder, quantize=is_float)
+    checkpoint = open_source(folder, quantize=is_float, adapters=adapters, force=True)
     check_agreement(checkpoint.config, checkpoint.args)
     _check_same_model(saved, checkpoint)
     saved.check_interface(checkpoint.args)
@@ -94,7 +96,7 @@ def verify_package(
         checkpoint.folder,
     )
     weights = saved.check_weights(checkpoint)
-    model = _reference(folder, checkpoint)
+    model = _reference(folder, checkpoint, adapters)
     judgements = []
     greedy = None
     for arithmetic in saved.arithmetics:
@@ -106,7 +108,7 @@ def verify_package(
         for job in (job for job in jobs if job.arithmetic == arithmetic):
             progress.begin(job.text)
             if job.case == GREEDY:
-                engine = _greedy_reference(folder, model)
+                engine = MLXEngine(model, folder) if adapters else _greedy_reference(folder, model)
                 greedy = compare_greedy(session, engine, tokens, greedy_tokens, arithmetic)
             else:
                 judgements.append(
@@ -161,7 +163,11 @@ def _check_same_model(saved: SavedExport, checkpoint: Checkpoint) -> None:
         )
 
 
-def _reference(folder: Path, checkpoint: Checkpoint) -> Model:
+def _reference(
+    folder: Path, checkpoint: Checkpoint, adapters: Sequence[tuple[Path, float]]
+) -> Model:
+    if adapters:
+        return load_tensors(checkpoint, mx.float32)
     model = load_model(folder, dtype=mx.float32)
     return model if model.args == checkpoint.args else quantize_model(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 import pytest
 from small_quickstart import SMALL
 
+from mobilemoe_mlx.adapters.adapter_file import save_adapter
+from mobilemoe_mlx.adapters.attach import attach
+from mobilemoe_mlx.adapters.base_digest import base_digest
+from mobilemoe_mlx.adapters.config import AdapterConfig
+from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.cli import main as command_line
 from mobilemoe_mlx.cli.main import COMMANDS, command_parser, main
 
@@ -34,9 +40,24 @@ def test_every_example_parses(example: str) -> None:
 
 @pytest.fixture(scope="module")
 def home(quickstart_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy that examples may write into, in the order in which they are shown."""
+    """A copy that examples may write into, in the order in which they are shown.
+
+    With an adapter and the conversations of README.md.
+    """
     folder = tmp_path_factory.mktemp("examples") / "home"
     shutil.copytree(quickstart_home, folder)
+    base = folder / "runs/quickstart/training/sft/model"
+    model = load_model(base)
+    config = AdapterConfig()
+    attach(model, config)
+    mine = folder / "runs" / "mine"
+    mine.mkdir()
+    parameters = model.trainable_parameters()
+    layers = len(model.layers)
+    save_adapter(mine / "adapter", parameters, config, base_digest(base), num_layers=layers)
+    turns = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A."}]
+    lines = [json.dumps({"messages": [*turns, *turns][: 2 * n]}) for n in (1, 2)]
+    (mine / "chat.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 

@@ -18,6 +18,7 @@ from mlx_lm.tuner.lora import LoRASwitchLinear
 
 from mobilemoe_mlx import experts as experts_module
 from mobilemoe_mlx import int4
+from mobilemoe_mlx.config import SCALE_RULES
 from mobilemoe_mlx.experts import ExpertLinear, Experts
 from mobilemoe_mlx.linux_cpu import int4_product
 from mobilemoe_mlx.lora.embedding import LoRAEmbedding
@@ -232,7 +233,7 @@ def test_experts_as_a_loop_in_pytorch(
     monkeypatch.setattr(int4_product, "_ROWS", 4)
     mx.random.seed(tokens)
     options: dict[str, Any] = {"dora": form == "dora"}
-    if form in int4.SCALE_RULES:
+    if form in SCALE_RULES:
         options["scale_rule"] = form
     dtype = mx.bfloat16 if base == "bfloat16" else mx.float32
     layer = adapted_experts(base, dtype, **options)

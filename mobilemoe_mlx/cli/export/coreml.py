@@ -12,6 +12,7 @@ from dataclasses import fields
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.export.coreml.options import TARGETS, ExportOptions, default_context
 
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", action="store_true", help="round a BF16 checkpoint to nearest INT4 (lossy)"
     )
+    add_adapter_argument(parser)
     parser.add_argument("--author", help="the author that Xcode shows")
     parser.add_argument("--license", help="the licence that Xcode shows")
     parser.add_argument(
@@ -107,15 +109,16 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             ExportOptions(**asked),
             quantize=args.quantize,
+            adapters=adapters(args),
             credit=Credits(args.author, args.license),
             force=args.overwrite,
         )
     write_json(args.json, done.to_dict())
     if not prints_json(args.json):
-        print(_report(done, args.output, args.checkpoint))
+        print(_report(done, args.output, args.checkpoint, args.adapter))
 
 
-def _report(done: Exported, output: str, checkpoint: str) -> str:
+def _report(done: Exported, output: str, checkpoint: str, adapters: list[str]) -> str:
     """What was written, and how to check it."""
     lines = [
         f"{done.package}: {done.package_bytes / 1e6:,.1f} MB "
@@ -126,7 +129,8 @@ def _report(done: Exported, output: str, checkpoint: str) -> str:
     if not done.has_tokenizer:
         lines.append("The checkpoint has no tokenizer.json, so the resources have none either.")
     names = (shlex.quote(name) for name in (output, checkpoint))
-    return "\n".join([*lines, "Check it: mobilemoe verify {} --against {}".format(*names)])
+    more = "".join(f" --adapter {shlex.quote(text)}" for text in adapters)
+    return "\n".join([*lines, "Check it: mobilemoe verify {} --against {}".format(*names) + more])
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,13 @@ def export_coreml(
     options: ExportOptions | None = None,
     *,
     quantize: bool = False,
+    adapters: Sequence[tuple[Path, float]] = (),
     credit: metadata.Credits | None = None,
     force: bool = False,
 ) -> Exported:
     """Write the checkpoint folder as `output` (.mlpackage) and `output`'s resources folder.
 
+    `adapters`: folders with weights, fused with the checkpoint if INT4 keeps them (`fuse`).
     INT4 codes and float16 scales go into the package bit for bit. `quantize`: round a BF16
     checkpoint to nearest first. `force`: replace an earlier export. Raises UserError for a
     checkpoint with anything wrong, impossible options, an output that exists, or too little disk
@@ -62,7 +65,7 @@ def export_coreml(
     options = options or ExportOptions()
     package = resolved(output)
     _check_output(package, force)
-    source = open_source(checkpoint, quantize=quantize)
+    source = open_source(checkpoint, quantize=quantize, adapters=adapters)
     options.check(source.args)
     _check_outside(resolved(source.folder), package)
     _check_disk(package, source, options)
