@@ -287,6 +287,14 @@ def test_every_method_has_a_recipe_of_its_name(tiny_args, method):
     assert recipe.data.context == 256  # the model's own longest
 
 
+def test_one_key_chooses_the_scales_of_both_methods_through_int4(tiny_args: ModelArgs):
+    given = ["scale_rule=paper"]
+    qat = load_finetune_recipe(None, "qat", given, tiny_args, on_cpu=True)
+    adapters = load_finetune_recipe(None, "qat-lora", given, tiny_args, on_cpu=True)
+    assert qat.scale_rule == "paper"
+    assert adapters.adapter is not None and adapters.adapter.scale_rule == "paper"
+
+
 def test_the_default_method_follows_the_base(tiny_args):
     assert load_finetune_recipe(None, None, [], tiny_args, on_cpu=True).method == "lora"
     packed = dataclasses.replace(tiny_args, quantized=True)
