@@ -81,6 +81,8 @@ def write_result(
     model = trainer.model
     if config.adapter is not None:
         parameters = trainer.parameters
+        if config.routing.train:
+            parameters = trainer.trained_parameters()  # with the selection biases
         layers = len(model.layers)
         save_adapter(
             folder.adapter, parameters, config.adapter, base, num_layers=layers, overwrite=True
@@ -118,7 +120,8 @@ def what_is_trained(trainer: Trainer, config: FinetuneConfig, chosen: list[list[
         lines[0] += "."
     if config.routing.train:
         lines.append(
-            "Router and selection biases are trained, with balancing: each bias moves by "
+            f"{'The router has adapters; its' if adapter is not None else 'Router and'} selection "
+            "biases are trained, with balancing: each bias moves by "
             f"{config.routing.bias_update_rate:g} a step, z-loss {config.routing.z_loss:g}."
         )
     elif adapter is not None and "router" in adapter.modules:

@@ -233,9 +233,13 @@ def _check(config: FinetuneConfig, args: ModelArgs) -> None:
         )
     if config.adapter is not None:
         config.adapter.layer_numbers(args.num_hidden_layers)
-        if config.routing.train:
+        if config.routing.train and config.adapter.through_int4:
             raise UserError(
-                "routing.train is true, but an adapter holds no selection biases: train whole "
-                "weights (--method full, qat or experts), or give the router adapters "
-                "(adapter.modules) and leave its balancing."
+                "routing.train is true, but adapters through INT4 leave the selection biases as "
+                "they are: train whole weights (--method qat), or leave it out."
+            )
+        if config.routing.train and "router" not in config.adapter.modules:
+            raise UserError(
+                "routing.train is true, but no adapter of the router is trained: add 'router' to "
+                "adapter.modules, or leave routing.train out."
             )

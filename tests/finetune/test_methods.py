@@ -13,19 +13,22 @@ from finetune_fixtures import SHORT
 from mlx.utils import tree_flatten, tree_unflatten
 from training_fixtures import ROOT, random_batch
 
+from mobilemoe_mlx.adapters.adapter_file import load_adapters
+from mobilemoe_mlx.adapters.base_digest import base_digest
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.data.packing import Batch
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.finetune.chosen_experts import choose_experts, merge_chosen_experts
 from mobilemoe_mlx.finetune.expert_load import ExpertLoad, expert_load
-from mobilemoe_mlx.finetune.method import load_base, prepare
+from mobilemoe_mlx.finetune.method import load_base, prepare, write_result
 from mobilemoe_mlx.finetune.recipe import (
     METHODS,
     ExpertChoice,
     FinetuneConfig,
     load_finetune_recipe,
 )
+from mobilemoe_mlx.train.run_folder import StageFolder
 from mobilemoe_mlx.train.step import Trainer
 
 OF_INT4 = ("qlora", "qat-lora", "full", "qat")
@@ -93,6 +96,24 @@ def test_a_method_learns_and_leaves_the_rest_alone(base):
     count = sum(value.size for _, value in tree_flatten(trainer.parameters))
     assert sum(value.size for value in state) == 2 * count
     assert {value.dtype for value in state} == {mx.float32}
+
+
+def test_an_adapter_keeps_the_selection_biases_that_moved(bf16_folder, tiny_args, tmp_path):
+    given = ("routing.train=true", "adapter.modules=['router']", "routing.bias_update_rate=0.1")
+    trainer = trainer_of(bf16_folder, tiny_args, "lora", *given)
+    before = mx.array(trainer.biases)
+    trainer.run(batch())
+    assert not mx.array_equal(trainer.biases, before).item()
+    digest = base_digest(bf16_folder)
+    adapter = write_result(trainer, trainer.config, StageFolder(tmp_path), digest, bf16_folder)
+    model = load_base(bf16_folder, trainer.config)
+    load_adapters(model, [(adapter, 1.0)])
+    biases = mx.stack([layer.feed_forward.expert_bias for layer in model.layers])
+    assert mx.array_equal(biases.astype(mx.float32), trainer.biases).item()
+    tokens = mx.array(batch(1).inputs)
+    model.eval()
+    trainer.model.eval()
+    assert mx.allclose(model(tokens), trainer.model(tokens), rtol=1e-5, atol=1e-6).item()
 
 
 def test_masters_in_bfloat16_learn_with_float32_moments(bf16_folder, tiny_args):
@@ -319,7 +340,12 @@ def test_the_default_method_follows_the_base(tiny_args):
         ("lora", ["steps=3", "epochs=2"], "both epochs and steps"),
         ("lora", ["epochs=0"], "neither epochs nor steps"),
         ("lora", ["data.context=512"], r"data.context \(512\) is beyond .* \(256\)"),
-        ("lora", ["routing.train=true"], "an adapter holds no selection biases"),
+        ("lora", ["routing.train=true"], "add 'router' to adapter.modules"),
+        (
+            "qat-lora",
+            ["routing.train=true", "adapter.modules=['router']"],
+            "adapters through INT4 leave the selection biases",
+        ),
         ("lora", ["peak_lr"], "is not of the form KEY=VALUE"),
         ("lora", ["epochs.x=1"], "epochs is a value, not a table"),
         ("qlora", [], "qlora is for INT4 checkpoints, and this one is BF16"),
