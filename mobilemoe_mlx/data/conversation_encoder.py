@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from mobilemoe_mlx.data.chat import encode_conversation
 from mobilemoe_mlx.data.mixture import Document
 from mobilemoe_mlx.data.records import ROLES, Conversation, has_answer
+from mobilemoe_mlx.data.source_config import LossOn
 from mobilemoe_mlx.data.statistics import Reason
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tokenizer import ChatTokenizer
-
-LossOn = Literal["answers", "all"]
-"""Which tokens of a conversation are learnt: those of the assistant's turns, or all."""
 
 _PROBE = "mobilemoe_probe"  # a name that no template writes by itself
 

@@ -13,6 +13,9 @@ from mobilemoe_mlx.files import user_path
 from mobilemoe_mlx.tables import Positive, Text
 
 Format = Literal["text", "chat"]
+LossOn = Literal["answers", "all"]
+"""Which tokens of a conversation are learnt: those of the assistant's turns, or all."""
+
 OnBadRecord = Literal["error", "skip"]
 """What becomes of a record that cannot be read: stop and name it, or count it and go on."""
 

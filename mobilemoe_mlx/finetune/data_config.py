@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mobilemoe_mlx.data.conversation_encoder import LossOn
 from mobilemoe_mlx.data.record_form import Features
-from mobilemoe_mlx.data.source_config import OnBadRecord
+from mobilemoe_mlx.data.source_config import LossOn, OnBadRecord
 from mobilemoe_mlx.tables import Count, CountOrZero, Fraction
 
 

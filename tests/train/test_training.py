@@ -29,6 +29,7 @@ from mobilemoe_mlx.train.data import open_heldout
 from mobilemoe_mlx.train.evaluate import heldout_loss
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGES, Recipe, load_recipe
+from mobilemoe_mlx.train.recomputation import computed_again
 from mobilemoe_mlx.train.run import train
 from mobilemoe_mlx.train.step import Trainer
 
@@ -83,8 +84,13 @@ def test_computing_in_parts_is_the_full_batch(tmp_path, stage: str, overrides: l
 
 def test_activation_checkpointing_wraps_every_layer(tmp_path, monkeypatch):
     trainer = new_trainer(bare_recipe(tmp_path, ["compute.activation_checkpointing=true"]), "sft")
-    wrapped, original = [], nn.utils.checkpoint
-    monkeypatch.setattr(nn.utils, "checkpoint", lambda m: wrapped.append(m) or original(m))
+    wrapped: list[nn.Module] = []
+
+    def counted(layer):
+        wrapped.append(layer)
+        return computed_again(layer)
+
+    monkeypatch.setattr("mobilemoe_mlx.train.loss.computed_again", counted)
     trainer.run(some_batch())
     assert wrapped == list(trainer.model.layers)
 
