@@ -25,6 +25,8 @@ SCALE_RULES: tuple[ScaleRule, ...] = typing.get_args(ScaleRule)
 # Added to the sum of the selected experts' scores before they are divided by it: of the published
 # model's code, not of config.json (docs/model.md, "Forward pass").
 NORMALIZE_EPS = 1e-20
+# Far above any decoder: a damaged number would fill the memory with lists of layers.
+_MOST_LAYERS = 1000
 
 # MLX counts an array's axes in int32.
 Size = Annotated[int, tables.Bounds(least=1, below=2**31)]
@@ -153,6 +155,8 @@ class ModelArgs:
 
     def __post_init__(self) -> None:
         layers = self.num_hidden_layers
+        if isinstance(layers, int) and layers > _MOST_LAYERS:
+            raise bad("num_hidden_layers", layers, f"it must be at most {_MOST_LAYERS}")
         if not self.no_rope_layers and isinstance(layers, int):
             object.__setattr__(self, "no_rope_layers", (1,) * layers)
         if not self.layer_types and isinstance(layers, int):

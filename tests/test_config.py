@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,8 @@ def test_a_missing_head_dim_must_follow():
     config = respelt("head_dim", num_attention_heads=20)
     with pytest.raises(UserError, match=r"head_dim is missing, and hidden_size \(768\)"):
         ModelArgs.from_dict(config)
+
+
+def test_a_number_of_layers_that_no_model_has_is_refused_at_once():
+    with pytest.raises(UserError, match="num_hidden_layers is 300000; it must be at most 1000"):
+        dataclasses.replace(PRESETS["tiny"], num_hidden_layers=300_000, no_rope_layers=())

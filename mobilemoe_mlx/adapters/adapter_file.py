@@ -77,8 +77,15 @@ class Adapter:
                     )
 
     def read(self, path: str) -> dict[str, mx.array]:
-        """The tensors of the module at `path`, float32."""
-        return {part: t.read().astype(mx.float32) for part, t in self.tensors[path].items()}
+        """The tensors of the module at `path`, float32. Raises UserError unless they are finite."""
+        parts = {part: t.read().astype(mx.float32) for part, t in self.tensors[path].items()}
+        for part, array in parts.items():
+            if not mx.isfinite(array * self.scale).all().item():
+                raise UserError(
+                    f"{self.folder / WEIGHTS}: '{path}.{part}' has values that are not finite (the "
+                    f"scale is {self.scale:g}): its training diverged, or the file is damaged."
+                )
+        return parts
 
 
 def save_adapter(
@@ -290,6 +297,11 @@ def attach_read(model: Model, found: Sequence[tuple[Adapter, float]]) -> None:
             "lora_a": mx.concatenate([part["lora_a"] for part, _ in parts], axis=-1),
             "lora_b": mx.concatenate([part["lora_b"] * s for part, s in parts], axis=-2),
         }
+        if not mx.isfinite(joined["lora_b"]).all().item():
+            raise UserError(
+                f"With these weights of the adapters, {path} has values that are not finite: lower "
+                "them."
+            )
         if "m" in parts[0][0]:
             joined["m"] = parts[0][0]["m"]
         options[path] = {"r": joined["lora_a"].shape[-1], "scale": 1.0, "dora": "m" in joined}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.adapters.adapter_file import read_adapters
 from mobilemoe_mlx.adapters.base_digest import digest_of
 from mobilemoe_mlx.adapters.fused import Target, Weighted, fused_checkpoint, rule_of
@@ -64,6 +65,8 @@ def fuse(
     """
     checkpoint = open_checkpoint(source)
     check_apart(Path(source), Path(output))
+    if files.resolved(source) == files.resolved(output):
+        raise UserError(f"{output} is the base itself, which its adapters need: choose another.")
     found = read_adapters(adapters, checkpoint.args, digest_of(checkpoint))
     is_through_int4 = any(adapter.through_int4 for adapter, _ in found)
     if to is None:

@@ -17,6 +17,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout, module_name, published_name
 from mobilemoe_mlx.checkpoint.rewrite import published_int4
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor
 from mobilemoe_mlx.config import ScaleRule
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.int4_rounding import as_float, stored_type
 from mobilemoe_mlx.tensor_names import packed_names
 
@@ -99,7 +100,11 @@ def added(name: str, tensor: Tensor, adapters: Sequence[Weighted]) -> Tensor:
             new = moved_bias(name, base, adapters)
         else:
             new = with_update(name.removesuffix(".weight"), base, adapters)
-        mx.eval(new)
+        if not mx.isfinite(new.astype(mx.bfloat16)).all().item():
+            names = ", ".join(str(adapter.folder) for adapter, _ in adapters)
+            raise UserError(
+                f"With {names}, {name} has values that are not finite: lower the adapter's weight."
+            )
         return new
 
     return Tensor("F32", tensor.shape, read)

@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "The run needs a folder: give one with --run, or --plan for the plan alone."
         )
+    if args.plan and args.json is not None:
+        raise UserError("--json describes a run that is finished: leave it out with --plan.")
     try:
         result = finetune(args.model, args.data, args.run or ".", options, say)
     except Stopped as stopped:

@@ -31,6 +31,14 @@ ENGINES = {
 }
 
 
+# What only the CPU engine has, and what to do for it.
+_CPU_OPTIONS = ("precision", "threads", "cache", "cpu_path", "expert_memory")
+_WHAT_CPU_NEEDS = (
+    " The engine 'cpu' has it, for INT4 checkpoints: round one with mobilemoe convert --quantize, "
+    "and fuse adapters with mobilemoe fuse --to int4."
+)
+
+
 def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> Engine:
     """Open a checkpoint folder (or download a Hugging Face repository) with the engine `name`.
 
@@ -40,8 +48,10 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
     """
     folder = resolve(folder)
     options = {option: value for option, value in options.items() if value is not None}
+    why = ""
     if name is None:
         name = "mlx" if options.get("adapters") else default_engine(folder)
+        why = ", which runs this checkpoint" + (" with adapters" if options.get("adapters") else "")
     if name not in ENGINES:
         raise UserError(
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "
@@ -56,7 +66,8 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
     for option in options:
         if option not in known:
             raise UserError(
-                f"The engine '{name}' has no option '{option}'{did_you_mean(option, known)}."
+                f"The engine '{name}'{why} has no option '{option}'{did_you_mean(option, known)}."
+                + (_WHAT_CPU_NEEDS if name != "cpu" and option in _CPU_OPTIONS else "")
             )
     return engine.open(folder, **options)
 

@@ -90,6 +90,8 @@ class CPUEngine(Engine):
         for all that is wrong with the folder or an option, for a BF16 checkpoint, and for
         `adapters`.
         """
+        if expert_memory is not None and (type(expert_memory) is not int or expert_memory < 0):
+            raise UserError(f"expert_memory is {expert_memory!r}; it must be a number of bytes.")
         if adapters:
             names = " ".join(str(path) for path, _ in adapters)
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -126,7 +127,10 @@ class Session(ABC):
 
     def check_tokens(self, token_ids: Sequence[int]) -> list[int]:
         """`token_ids` as a list; raises UserError for what cannot be fed."""
-        tokens = [int(token) for token in token_ids]
+        try:
+            tokens = [operator.index(token) for token in token_ids]
+        except TypeError as error:
+            raise UserError(f"Tokens to feed are whole numbers: {error}.") from None
         vocabulary = self.engine.args.vocab_size
         if not tokens:
             raise UserError("There is no token to feed.")

@@ -195,3 +195,27 @@ def test_a_converted_base_gives_the_same(base: Path, to: Target, tmp_path: Path)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert mx.array_equal(tensor.read(), two[name].read(), equal_nan=True), name
+
+
+@pytest.mark.parametrize(("value", "weight"), [(float("nan"), 1.0), (0.02, 1e300)])
+@pytest.mark.parametrize("to", get_args(Target))
+def test_what_is_not_finite_is_refused(
+    bf16_folder: Path, to: Target, value: float, weight: float, tmp_path: Path
+):
+    config = AdapterConfig(rank=2, modules=("o_proj",))
+    model = adapted(bf16_folder, config)
+    parameters = tree_map(lambda p: p.at[0, 0].add(value), model.trainable_parameters())
+    digest = base_digest(bf16_folder)
+    save_adapter(tmp_path / "adapter", parameters, config, digest, num_layers=2)
+    found = [(tmp_path / "adapter", weight)]
+    with pytest.raises(UserError, match=r"not finite.*: (lower|its training diverged)"):
+        fuse(bf16_folder, found, tmp_path / "fused", to=to, force=True)
+    assert not (tmp_path / "fused").exists()
+    with pytest.raises(UserError, match="not finite"):
+        load_adapted(bf16_folder, found)
+
+
+def test_the_base_is_not_overwritten(bf16_folder: Path, tmp_path: Path):
+    written(bf16_folder, tmp_path / "adapter", AdapterConfig(rank=2, modules=("o_proj",)))
+    with pytest.raises(UserError, match="is the base itself"):
+        fuse(bf16_folder, [(tmp_path / "adapter", 1.0)], bf16_folder, overwrite=True)

@@ -196,3 +196,20 @@ def test_numbers_that_outgrow_their_type(bf16_folder: Path, tmp_path: Path) -> N
         session = open_engine(folder, "mlx").session()
         for token in range(100):
             session.feed([token])
+
+
+def test_options_of_the_cpu_engine_say_what_it_needs(bf16_folder):
+    with pytest.raises(UserError, match=r"'mlx', which runs this.*'expert_memory'.*--quantize"):
+        open_engine(bf16_folder, expert_memory=1)
+
+
+@pytest.mark.parametrize("memory", ["500KB", -1, 1.5, True])
+def test_expert_memory_is_a_number_of_bytes(int4_folder, memory):
+    with pytest.raises(UserError, match=r"expert_memory is .*; it must be a number of bytes"):
+        open_engine(int4_folder, "cpu", expert_memory=memory)
+
+
+@pytest.mark.parametrize("token", ["a", 1.5, None])
+def test_tokens_are_whole_numbers(int4_folder, token):
+    with pytest.raises(UserError, match="Tokens to feed are whole numbers"):
+        open_engine(int4_folder, "mlx").session().feed([token])
