@@ -84,6 +84,10 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "told"),
     [
         ("predict --active 0 --tokens 1e9", "0 active parameters"),
+        (
+            "predict --active 0.3 --tokens 500e9",
+            "--active 0.3 is below a million: give plain counts",
+        ),
         ("predict --active 1e9 --tokens 1e9 --experts 0", "0 experts"),
         ("predict --active 1e9 --tokens 1e9 --law nowhere.json", "nowhere.json"),
         ("design --memory 1e7", "No design fits into 0.01 GB"),

@@ -12,10 +12,13 @@ from mobilemoe_mlx.cli.scale.pictures_option import (
     check_pictures,
     write_pictures,
 )
+from mobilemoe_mlx.errors import UserError
 
 SUMMARY = "the loss that the scaling law predicts for a size and a number of tokens"
 
 EXAMPLES = ("mobilemoe scale predict --active 0.3e9 --tokens 500e9 --experts 8",)
+
+_LEAST = 1e6  # parameters or tokens; less means that billions were typed as such
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,9 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.scaling.law import PAPER, read_law
 
     law = read_law(args.law) if args.law else PAPER
+    for name, number in (("--active", args.active), ("--tokens", args.tokens)):
+        if 0 < number < _LEAST:
+            raise UserError(f"{name} {number:g} is below a million: give plain counts, as 0.3e9.")
     at = (args.active, args.tokens, args.experts)
     by_size, by_data = law.terms(*at)
     gradient = law.gradient(*at)
