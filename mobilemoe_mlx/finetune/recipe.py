@@ -151,14 +151,16 @@ def load_finetune_recipe(
             f"There is no method '{method}'{did_you_mean(method, METHODS)}; known: "
             f"{', '.join(METHODS)}."
         )
+    overrides = list(overrides)
+    where = str(path)
     if path is None:
         path = recipes_folder() / "finetune" / f"{method or default}.toml"
-    path = files.user_path(path)
-    table = files.read_toml(path)
+        where = f"The recipe {path.stem}"  # sound as it is shipped: a mistake is in the overrides
+    table = files.read_toml(files.user_path(path))
     try:
-        return _read(table, method, list(overrides), args, on_cpu)
+        return _read(table, method, overrides, args, on_cpu)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where}{' with --set' * bool(overrides)}: {error}") from None
 
 
 def _read(

@@ -25,6 +25,7 @@ class StageInfo:
     finished: bool
     steps: int  # recorded in the metrics
     planned_steps: int
+    ended_early: bool  # by the recipe's patience, before the planned steps
     loss: float | None  # of the last step
     heldout: list[tuple[int, float]]  # step, loss
     dead_experts: int | None  # without a token at the last step, over all layers
@@ -80,11 +81,14 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
     dead = steps[-1].get("dead_experts") if steps else None
     rows_per_step = config["batch_size"] * config["data"]["context"]
     sources: list[Mapping[str, Any]] = [row["sources"] for row in rows if "sources" in row]
+    planned = math.ceil(config["tokens"] / rows_per_step)
+    may_end_early = folder.is_finished and bool(config.get("patience")) and bool(steps)
     return StageInfo(
         stage=name,
         finished=folder.is_finished,
         steps=len(steps),
-        planned_steps=math.ceil(config["tokens"] / rows_per_step),
+        planned_steps=planned,
+        ended_early=may_end_early and steps[-1]["step"] < planned,
         loss=steps[-1]["loss"] if steps else None,
         heldout=[(row["step"], row["heldout_loss"]) for row in rows if "heldout_loss" in row],
         dead_experts=int(sum(dead)) if dead is not None else None,
@@ -98,7 +102,9 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
 def _lines(stage: StageInfo) -> list[str]:
     how = "finished" if stage.finished else "not finished" if stage.steps else "not begun"
     steps = f"{stage.steps:,} of {stage.planned_steps:,} steps"
-    if stage.finished and stage.steps < stage.planned_steps:
+    if stage.ended_early:
+        steps += ", when the held-out loss fell no longer"
+    elif stage.finished and stage.steps < stage.planned_steps:
         steps = f"{stage.planned_steps:,} steps, of which {stage.steps:,} are recorded"
     lines = [f"{STAGE_TITLES[stage.stage]}: {how}, {steps}"]
     if stage.loss is not None:

@@ -142,6 +142,8 @@ def test_training_stops_where_the_heldout_loss_rises(bf16_folder, conversations,
     best = min(heldout, key=lambda each: each[1])
     assert rows[-1]["step"] == heldout[-1][0] == best[0] + 2 < 40
     assert (rows[-1]["summary"]["best_step"], rows[-1]["summary"]["heldout_after"]) == best
+    steps = heldout[-1][0]
+    assert f"finished, {steps} of 40 steps, when the held-out" in describe_run(run).text()
     kept = load_file(run / "checkpoints" / f"step-{best[0]:08d}" / "weights.safetensors")
     adapter = load_file(run / "adapter" / "adapters.safetensors")
     for name, value in adapter.items():
