@@ -39,8 +39,7 @@ class LoRAEmbedding(LowRank):
         )
         self.embedding = embedding
         if dora:
-            self._squares = mx.square(float_matrix(embedding)).sum(axis=1)
-            self.m = mx.sqrt(self._squares)
+            self.begin_magnitudes(embedding)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Token ids x [...] -> [..., hidden]."""
@@ -73,7 +72,7 @@ class LoRAEmbedding(LowRank):
 
     def _factors(self) -> mx.array:
         """m / the length of each row of the sum of both matrices, float32 [vocabulary]."""
-        a, b = mx.stop_gradient(self.lora_a), self.scale * mx.stop_gradient(self.lora_b)
+        a, b = self.fixed()
         products = float_matrix(self.embedding) @ b.T
         # The rows of W + a b are the columns of W^T + b^T a^T.
         return magnitudes(self.m, lengths(self._squares, products, b.T, a.T))

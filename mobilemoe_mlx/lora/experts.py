@@ -34,8 +34,7 @@ class LoRAExpertLinear(LowRank):
         )
         self.linear = linear
         if dora:
-            self._squares = mx.square(float_matrix(linear)).sum(axis=1)
-            self.m = mx.sqrt(self._squares)
+            self.begin_magnitudes(linear)
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """x [..., rows, in] with the expert of each `indices` [...] -> [..., rows, out]."""
@@ -71,6 +70,6 @@ class LoRAExpertLinear(LowRank):
 
     def _lengths(self) -> mx.array:
         """The columns' lengths in the sums of both matrices, float32 [experts, out]."""
-        a, b = mx.stop_gradient(self.lora_a), self.scale * mx.stop_gradient(self.lora_b)
+        a, b = self.fixed()
         products = float_matrix(self.linear).swapaxes(-1, -2) @ a
         return lengths(self._squares, products, a, b)

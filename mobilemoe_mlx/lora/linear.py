@@ -34,8 +34,7 @@ class LoRALinear(LowRank):
         )
         self.linear = linear
         if dora:
-            self._squares = mx.square(float_matrix(linear)).sum(axis=1)
-            self.m = mx.sqrt(self._squares)
+            self.begin_magnitudes(linear)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., in] -> [..., out]."""
@@ -48,7 +47,7 @@ class LoRALinear(LowRank):
 
     def _lengths(self) -> mx.array:
         """The columns' lengths in the sum of both matrices, float32 [out]; no gradient."""
-        a, b = mx.stop_gradient(self.lora_a), self.scale * mx.stop_gradient(self.lora_b)
+        a, b = self.fixed()
         return lengths(self._squares, float_matrix(self.linear) @ a, a, b)
 
     def _through_int4(self, x: mx.array) -> mx.array:

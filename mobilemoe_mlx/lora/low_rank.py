@@ -52,6 +52,15 @@ class LowRank(nn.Module):
         mask = mx.random.bernoulli(kept, x.shape, key=self._dropout_key)
         return x * mask.astype(x.dtype) * (1 / kept)
 
+    def begin_magnitudes(self, base: nn.Module) -> None:
+        """Make it DoRA: magnitudes `m` that begin as the lengths of the base's columns, float32."""
+        self._squares = mx.square(float_matrix(base)).sum(axis=1)
+        self.m = mx.sqrt(self._squares)
+
+    def fixed(self) -> tuple[mx.array, mx.array]:
+        """lora_a and scale x lora_b in float32, without a gradient: what lengths are made of."""
+        return mx.stop_gradient(self.lora_a), self.scale * mx.stop_gradient(self.lora_b)
+
     def thin(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
         """lora_a and scale x lora_b in the type of the activations."""
         return self.lora_a.astype(dtype), (self.scale * self.lora_b).astype(dtype)

@@ -31,8 +31,7 @@ class LoRARouter(LowRank):
         super().__init__((inputs, outputs), r=r, scale=scale, dropout=dropout, key=key)
         self.linear = linear
         if dora:
-            self._squares = mx.square(linear.weight.astype(mx.float32)).sum(axis=1)
-            self.m = mx.sqrt(self._squares)
+            self.begin_magnitudes(linear)
 
     def __call__(self, x: mx.array, expert_bias: mx.array) -> Any:
         """x [tokens, hidden], expert_bias [experts] -> the model's `Routing`."""
@@ -41,7 +40,7 @@ class LoRARouter(LowRank):
             self.scale * self.lora_b
         )
         if "m" in self:
-            a, b = mx.stop_gradient(self.lora_a), self.scale * mx.stop_gradient(self.lora_b)
+            a, b = self.fixed()
             products = self.linear.weight.astype(mx.float32) @ a
             logits = logits * magnitudes(self.m, lengths(self._squares, products, a, b))
         return self.linear.select(logits, expert_bias)
