@@ -111,9 +111,7 @@ class QuantizedExpertLinear(nn.Module):
             layer.weight = weight.astype(self.scales.dtype)
             return layer
         quantised = QuantizedExpertLinear(weight, self.group_size, self.bits)
-        codes, scale = int4.quantize(weight)
-        quantised.weight, quantised.scales = int4.affine_codes(int4.pack(codes)), scale
-        quantised.biases = int4.affine_biases(scale)
+        quantised.weight, quantised.scales, quantised.biases = int4.affine(weight)
         return quantised
 
 

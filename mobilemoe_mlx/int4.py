@@ -48,6 +48,12 @@ AFFINE_PARTS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
+def affine(weight: mx.array, rule: ScaleRule = "unclipped") -> tuple[mx.array, mx.array, mx.array]:
+    """`weight` rounded by `quantize`, in MLX's form: uint32 weight, float16 scales and biases."""
+    codes, scale = quantize(weight, rule)
+    return affine_codes(pack(codes)), scale, affine_biases(scale)
+
+
 def from_affine(weight: mx.array, scales: mx.array) -> Packed:
     """MLX's affine form (uint32 weight, float16 scales) back to the published form, bit for bit."""
     return Packed(weight.view(mx.uint8) ^ mx.array(0x88, mx.uint8), scales)

@@ -93,11 +93,9 @@ def round_modules(model: Model, besides: set[str], rule: ScaleRule) -> None:
                 if name in module and stored_type(f"{path}.{name}") == mx.bfloat16:
                     module[name] = module[name].astype(mx.bfloat16).astype(module[name].dtype)
             continue
-        codes, scale = int4.quantize(module.weight, rule)
-        int4.check_scales(f"{path}.weight", scale)
         new = rounded[-1][1]
-        new.weight, new.scales = int4.affine_codes(int4.pack(codes)), scale
-        new.biases = int4.affine_biases(scale)
+        new.weight, new.scales, new.biases = int4.affine(module.weight, rule)
+        int4.check_scales(f"{path}.weight", new.scales)
         mx.eval(new.parameters())
     model.update_modules(tree_unflatten(rounded))
 

@@ -31,8 +31,7 @@ ENGINES = {
 }
 
 
-# What only the CPU engine has, and what to do for it.
-_CPU_OPTIONS = ("precision", "threads", "cache", "cpu_path", "expert_memory")
+# What to do for an option that only the CPU engine has.
 _WHAT_CPU_NEEDS = (
     " The engine 'cpu' has it, for INT4 checkpoints: round one with mobilemoe convert --quantize, "
     "and fuse adapters with mobilemoe fuse --to int4."
@@ -57,19 +56,28 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "
             f"Engines: {', '.join(ENGINES)}."
         )
+    engine = _engine(name)
+    known = _options(engine)
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"The engine '{name}'{why} has no option '{option}'{did_you_mean(option, known)}."
+                + (_WHAT_CPU_NEEDS if option in _options(_engine("cpu")) else "")
+            )
+    return engine.open(folder, **options)
+
+
+def _engine(name: str) -> type[Engine]:
     module, cls = ENGINES[name]
     try:
         engine: type[Engine] = getattr(importlib.import_module(module), cls)
     except ImportError as error:
         raise UserError(f"The engine '{name}' is not installed: {error}.") from error
-    known = [*inspect.signature(engine.open).parameters][1:]
-    for option in options:
-        if option not in known:
-            raise UserError(
-                f"The engine '{name}'{why} has no option '{option}'{did_you_mean(option, known)}."
-                + (_WHAT_CPU_NEEDS if name != "cpu" and option in _CPU_OPTIONS else "")
-            )
-    return engine.open(folder, **options)
+    return engine
+
+
+def _options(engine: type[Engine]) -> list[str]:
+    return [*inspect.signature(engine.open).parameters][1:]
 
 
 def default_engine(folder: Path) -> str:

@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from mobilemoe_mlx.data.packing import Batch, document_attention_mask
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.linux_cpu.exponential import logsumexp
 from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.train.loss import summed_loss
 
 
 def heldout_loss(
@@ -26,16 +26,10 @@ def heldout_loss(
         mask = document_attention_mask(batch.documents) if document_mask else None
         hidden = model.model(mx.array(batch.inputs), mask=mask)
         rows = hidden.flatten(0, 1)
-        flat_targets, counts = (
-            mx.array(batch.targets).flatten(),
-            mx.array(batch.loss_mask).flatten(),
-        )
+        wanted, counts = (mx.array(a).flatten() for a in (batch.targets, batch.loss_mask))
         for start in range(0, len(rows), chunk):
             part = slice(start, start + chunk)
-            logits = model.logits(rows[part]).astype(mx.float32)
-            chosen = mx.take_along_axis(logits, flat_targets[part, None], axis=-1).squeeze(-1)
-            losses = logsumexp(logits) - chosen
-            total += (losses * counts[part]).sum().item()
+            total += summed_loss(model.logits(rows[part]), wanted[part], counts[part]).item()
         targets += float(batch.loss_mask.sum())
     if not math.isfinite(total):
         raise UserError(

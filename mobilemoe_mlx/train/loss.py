@@ -176,12 +176,20 @@ def _adapted_head_loss(
         def part_loss(
             hidden: mx.array, wanted: mx.array = wanted, mask: mx.array = mask
         ) -> mx.array:
-            logits = embedding.as_linear(hidden).astype(mx.float32)
-            chosen = mx.take_along_axis(logits, wanted[:, None], axis=-1).squeeze(-1)
-            return ((logsumexp(logits) - chosen) * mask).sum()
+            return summed_loss(embedding.as_linear(hidden), wanted, mask)
 
         total = total + nn.utils.checkpoint(embedding, part_loss)(hidden[part])
     return total
+
+
+def summed_loss(logits: mx.array, targets: mx.array, loss_mask: mx.array) -> mx.array:
+    """Summed cross-entropy of `targets` [tokens] under logits [tokens, vocabulary], float32.
+
+    loss_mask [tokens]: 1 where the target counts.
+    """
+    logits = logits.astype(mx.float32)
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
+    return ((logsumexp(logits) - chosen) * loss_mask).sum()
 
 
 def _times_weight(embedding: nn.Module, x: mx.array) -> mx.array:
