@@ -34,6 +34,7 @@ from mobilemoe_mlx.model import Model
 
 _PARTS = ("lora_a", "lora_b", "m")
 _OWN = "mobilemoe"
+_TOO_LARGE = 1e30  # for an update: no weight is near it, and bfloat16 ends at 3e38
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,40 @@ class Adapter:
                         f"shape {list(tensor.shape)}, and this model needs {list(expected)}."
                     )
 
-    def read(self, path: str) -> dict[str, mx.array]:
-        """The tensors of the module at `path`, float32. Raises UserError unless they are finite."""
+    def read(self, path: str, weight: float) -> dict[str, mx.array]:
+        """The tensors of the module at `path`, float32; its update is weight x scale x a @ b.
+
+        Raises UserError unless they are finite, and so small that what they are added to stays so.
+        """
         parts = {part: t.read().astype(mx.float32) for part, t in self.tensors[path].items()}
-        for part, array in parts.items():
-            if not mx.isfinite(array * self.scale).all().item():
-                raise UserError(
-                    f"{self.folder / WEIGHTS}: '{path}.{part}' has values that are not finite (the "
-                    f"scale is {self.scale:g}): its training diverged, or the file is damaged."
-                )
+        most = {part: mx.abs(array).max().item() for part, array in parts.items()}
+        update = most["lora_a"] * most["lora_b"] * rank(self.tensors[path]) * self.scale
+        self._check_size(path, max([update, *most.values()], key=_or_infinite), weight)
         return parts
+
+    def read_bias(self, name: str, weight: float) -> mx.array:
+        """The selection biases `name` as trained, float32; raises UserError as `read`."""
+        bias = self.biases[name].read().astype(mx.float32)
+        self._check_size(name, mx.abs(bias).max().item(), weight)
+        return bias
+
+    def _check_size(self, name: str, most: float, weight: float) -> None:
+        """The one check of an adapter's numbers. `most`: an upper bound of their magnitudes."""
+        if most < _TOO_LARGE and max(most, 1.0) * abs(weight) < _TOO_LARGE:
+            return
+        if most < _TOO_LARGE:
+            raise UserError(
+                f"The adapter {self.folder} with the weight {weight:g}: what '{name}' adds is not "
+                "finite: lower the weight."
+            )
+        raise UserError(
+            f"{self.folder / WEIGHTS}: '{name}' has values that are not finite, or as good as that "
+            f"(the scale is {self.scale:g}): its training diverged, or the file is damaged."
+        )
+
+
+def _or_infinite(number: float) -> float:
+    return math.inf if math.isnan(number) else number
 
 
 def save_adapter(
@@ -292,16 +317,11 @@ def attach_read(model: Model, found: Sequence[tuple[Adapter, float]]) -> None:
     options: dict[str, dict[str, Any]] = {}
     parameters: list[tuple[str, mx.array]] = []
     for path in dict.fromkeys(path for adapter, _ in found for path in adapter.tensors):
-        parts = [(a.read(path), a.scale * w) for a, w in found if path in a.tensors]
+        parts = [(a.read(path, w), a.scale * w) for a, w in found if path in a.tensors]
         joined = {
             "lora_a": mx.concatenate([part["lora_a"] for part, _ in parts], axis=-1),
             "lora_b": mx.concatenate([part["lora_b"] * s for part, s in parts], axis=-2),
         }
-        if not mx.isfinite(joined["lora_b"]).all().item():
-            raise UserError(
-                f"With these weights of the adapters, {path} has values that are not finite: lower "
-                "them."
-            )
         if "m" in parts[0][0]:
             joined["m"] = parts[0][0]["m"]
         options[path] = {"r": joined["lora_a"].shape[-1], "scale": 1.0, "dora": "m" in joined}
@@ -321,7 +341,7 @@ def moved_bias(name: str, bias: mx.array, adapters: Sequence[tuple[Adapter, floa
     new = old
     for adapter, weight in adapters:
         if name in adapter.biases:
-            trained = adapter.biases[name].read().astype(mx.float32)
+            trained = adapter.read_bias(name, weight)
             # Weight 1 is the trained value itself, whatever old - old rounds to.
             new = trained if weight == 1 and new is old else new + weight * (trained - old)
     return new

@@ -12,7 +12,7 @@ from mobilemoe_mlx import files
 from mobilemoe_mlx.adapters.adapter_file import read_adapters
 from mobilemoe_mlx.adapters.base_digest import digest_of
 from mobilemoe_mlx.adapters.fused import Target, Weighted, fused_checkpoint, rule_of
-from mobilemoe_mlx.adapters.load import load_adapted
+from mobilemoe_mlx.adapters.load import with_adapters
 from mobilemoe_mlx.adapters.survival import LEAST, Survival, survival
 from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
@@ -79,7 +79,7 @@ def fuse(
         if not force:
             check_survival(kept)
     fused = fused_checkpoint(checkpoint, found, to, rule)
-    before = heldout(load_adapted(source, adapters)) if heldout is not None else None
+    before = heldout(with_adapters(checkpoint, found)) if heldout is not None else None
     after = heldout(load_tensors(fused)) if heldout is not None else None
     write_model_folder(
         output,

@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from mobilemoe_mlx.adapters.adapter_file import attach_read, read_adapters
 from mobilemoe_mlx.adapters.base_digest import digest_of
-from mobilemoe_mlx.adapters.fused import fused_checkpoint
-from mobilemoe_mlx.checkpoint.check import open_checkpoint
+from mobilemoe_mlx.adapters.fused import Weighted, fused_checkpoint
+from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.load_save import load_model, load_tensors
 from mobilemoe_mlx.model import Model
 
@@ -28,8 +28,15 @@ def load_adapted(
     """
     checkpoint = open_checkpoint(folder)
     found = read_adapters(adapters, checkpoint.args, digest_of(checkpoint))
+    return with_adapters(checkpoint, found, dtype)
+
+
+def with_adapters(
+    checkpoint: Checkpoint, found: Sequence[Weighted], dtype: mx.Dtype | None = None
+) -> Model:
+    """The same of a checkpoint and adapters that have been read and checked against it."""
     if any(adapter.through_int4 for adapter, _ in found):
         return load_tensors(fused_checkpoint(checkpoint, found, "int4"), dtype)
-    model = load_model(folder, dtype)
+    model = load_model(checkpoint.folder, dtype)
     attach_read(model, found)
     return model

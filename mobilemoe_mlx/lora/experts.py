@@ -7,8 +7,15 @@ import mlx.nn as nn
 
 from mobilemoe_mlx.config import ScaleRule
 from mobilemoe_mlx.gather_mm import gather_mm
-from mobilemoe_mlx.lora.linear import lengths, magnitudes, matrix_shape
-from mobilemoe_mlx.lora.low_rank import LowRank, float_matrix, rounded_sum, straight_through
+from mobilemoe_mlx.lora.low_rank import (
+    LowRank,
+    float_matrix,
+    lengths,
+    magnitudes,
+    matrix_shape,
+    rounded_sum,
+    straight_through,
+)
 
 
 class LoRAExpertLinear(LowRank):

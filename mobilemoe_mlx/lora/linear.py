@@ -7,7 +7,14 @@ import mlx.nn as nn
 
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import ScaleRule
-from mobilemoe_mlx.lora.low_rank import LowRank, float_matrix, straight_through
+from mobilemoe_mlx.lora.low_rank import (
+    LowRank,
+    float_matrix,
+    lengths,
+    magnitudes,
+    matrix_shape,
+    straight_through,
+)
 
 
 class LoRALinear(LowRank):
@@ -65,26 +72,3 @@ class LoRALinear(LowRank):
             product=lambda x, weight: x @ weight.T,
             update=lambda x, a, b: (x @ a.astype(x.dtype)) @ (scale * b).astype(x.dtype),
         )
-
-
-def matrix_shape(layer: nn.Module) -> tuple[int, ...]:
-    """The shape of the weight that a float or quantised layer stands for."""
-    *rows, columns = layer.weight.shape
-    return (*rows, columns * 32 // layer.bits) if "scales" in layer else (*rows, columns)
-
-
-def lengths(squares: mx.array, products: mx.array, a: mx.array, b: mx.array) -> mx.array:
-    """Lengths of the columns of W + a @ b, float32 [..., out], without that sum being formed.
-
-    `squares` [..., out]: squared lengths of W's columns; `products` [..., out, r]: W^T @ a;
-    a [..., in, r], b [..., r, out]. Exactly the square root of `squares` where b is zero.
-    """
-    b = b.swapaxes(-1, -2)  # [..., out, r]
-    own = b @ (a.swapaxes(-1, -2) @ a)
-    return mx.sqrt(mx.maximum(squares + ((2 * products + own) * b).sum(axis=-1), 0.0))
-
-
-def magnitudes(m: mx.array, lengths: mx.array) -> mx.array:
-    """DoRA's factor of each output, m / its column's length; 1 where the column is zero."""
-    lengths = mx.stop_gradient(lengths)
-    return mx.where(lengths > 0, m / mx.where(lengths > 0, lengths, 1.0), 1.0)

@@ -1,4 +1,4 @@
-"""What every adapter has: two thin matrices, a scale, dropout, and how it goes through INT4."""
+"""What all adapters have: two thin matrices, a scale, dropout, lengths, the way through INT4."""
 
 from __future__ import annotations
 
@@ -64,6 +64,29 @@ class LowRank(nn.Module):
     def thin(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
         """lora_a and scale x lora_b in the type of the activations."""
         return self.lora_a.astype(dtype), (self.scale * self.lora_b).astype(dtype)
+
+
+def lengths(squares: mx.array, products: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    """Lengths of the columns of W + a @ b, float32 [..., out], without that sum being formed.
+
+    `squares` [..., out]: squared lengths of W's columns; `products` [..., out, r]: W^T @ a;
+    a [..., in, r], b [..., r, out]. Exactly the square root of `squares` where b is zero.
+    """
+    b = b.swapaxes(-1, -2)  # [..., out, r]
+    own = b @ (a.swapaxes(-1, -2) @ a)
+    return mx.sqrt(mx.maximum(squares + ((2 * products + own) * b).sum(axis=-1), 0.0))
+
+
+def magnitudes(m: mx.array, lengths: mx.array) -> mx.array:
+    """DoRA's factor of each output, m / its column's length; 1 where the column is zero."""
+    lengths = mx.stop_gradient(lengths)
+    return mx.where(lengths > 0, m / mx.where(lengths > 0, lengths, 1.0), 1.0)
+
+
+def matrix_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of the weight that a float or quantised layer stands for."""
+    *rows, columns = layer.weight.shape
+    return (*rows, columns * 32 // layer.bits) if "scales" in layer else (*rows, columns)
 
 
 def float_matrix(base: nn.Module) -> mx.array:

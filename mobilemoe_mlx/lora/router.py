@@ -6,8 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mobilemoe_mlx.lora.linear import lengths, magnitudes
-from mobilemoe_mlx.lora.low_rank import LowRank
+from mobilemoe_mlx.lora.low_rank import LowRank, lengths, magnitudes
 
 
 class LoRARouter(LowRank):
