@@ -198,6 +198,8 @@ class Model(Handle):
         """Raises KernelError for sizes and tensors that do not fit together."""
         super().__init__(runtime.library)
         self.runtime, self.keep, self.vocab_size = runtime, keep, int(config.vocab_size)
+        self.num_hidden_layers = int(config.num_hidden_layers)
+        self.num_experts_per_tok = int(config.num_experts_per_tok)
         self.library.call(
             "model_create",
             runtime.pointer,
@@ -251,6 +253,18 @@ class Session(Handle):
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on."""
         self.library.call("session_rewind", self.pointer, position)
+
+    def experts(self, count: int) -> np.ndarray:
+        """The experts that the last `count` tokens chose, by falling score.
+
+        -> int32 [layers, count, num_experts_per_tok]. Raises KernelError for a dense model, and for
+        more tokens than were computed together last.
+        """
+        chosen = np.empty(
+            (self.model.num_hidden_layers, count, self.model.num_experts_per_tok), np.int32
+        )
+        self.library.call("session_experts", self.pointer, count, integers(chosen))
+        return chosen
 
     def cancel(self) -> None:
         """Make the running call, or else the next one, fail; from any thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 PRECISIONS = {"exact": 0, "int16": 1, "int8": 2}
 CACHE_TYPES = {"float32": 0, "float16": 1, "int8": 2}

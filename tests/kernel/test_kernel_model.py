@@ -13,6 +13,7 @@ from kernel_library import Library
 from kernel_model import read_folder
 
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
+from mobilemoe_mlx.compare.torch_model import Router
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel.library import KernelError, Model
 from mobilemoe_mlx.cpu_kernel.structures import BUSY, CANCELLED
@@ -193,3 +194,26 @@ def test_cancel_leaves_the_session_as_it_was(library, folder, tokens):
 def test_rope_periods_are_those_of_the_model(library, tiny_args):
     _, periods = kernel_config(tiny_args, library)
     np.testing.assert_allclose(periods, rope_periods(tiny_args), rtol=2e-7)
+
+
+def test_the_experts_that_were_chosen_are_known(library, folder, int4_folder, tokens, cpu_path):
+    choices: list[np.ndarray] = []
+    torch_model = load_torch_model(int4_folder)
+    for module in torch_model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda *a: choices.append(a[2].experts.numpy()))
+    torch_model(torch.from_numpy(tokens.astype(np.int64))[None])
+    wanted = np.stack(choices).reshape(len(choices), TOKENS, -1)
+    session = model(library, folder, cpu_path=cpu_path).session(64, block=40)
+    with pytest.raises(KernelError, match="last 0 that were computed together"):
+        session.experts(1)
+    session.feed(tokens)  # 40 and 20
+    for count in (20, 3):
+        np.testing.assert_array_equal(session.experts(count), wanted[:, -count:])
+    with pytest.raises(KernelError, match="21 tokens: the last 20"):
+        session.experts(21)
+    session.rewind(TOKENS - 1)
+    with pytest.raises(KernelError, match="the last 0"):
+        session.experts(1)
+    session.feed(tokens[-1:])
+    np.testing.assert_array_equal(session.experts(1), wanted[:, -1:])

@@ -5,6 +5,7 @@
 //       fuzz/fuzz_shapes.cpp -o fuzz_shapes
 // Without libFuzzer, -DMOBILEMOE_STANDALONE adds a main that runs a number of random inputs, for
 // compilers and sanitizers (thread) that come without one.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -190,6 +191,10 @@ void session(Input& input, mobilemoe_runtime* runtime) {
       const int which = input.number(0, 2);
       if (input.byte() % 8 == 1) mobilemoe_session_cancel(made);
       mobilemoe_session_feed(made, tokens.data(), count, which, logits.data(), nullptr);
+      const int asked = input.number(0, 24);
+      std::vector<int32_t> chosen(static_cast<size_t>(asked) * layers *
+                                  std::max(0, shape.num_experts_per_tok));
+      if (!chosen.empty()) mobilemoe_session_experts(made, asked, chosen.data(), nullptr);
       std::vector<uint8_t> saved(mobilemoe_session_saved_bytes(made));
       mobilemoe_session_save(made, saved.data(), saved.size(), nullptr);
       if (!saved.empty()) saved[input.random() % saved.size()] ^= input.byte();

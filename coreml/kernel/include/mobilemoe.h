@@ -30,9 +30,9 @@
 extern "C" {
 #endif
 
-/* Changes whenever a declaration below changes its meaning; a caller that loads the library at run
+/* Changes whenever a declaration below changes its meaning or a new one comes; a caller that loads the library at run
  * time compares it with mobilemoe_abi_version(). */
-#define MOBILEMOE_ABI_VERSION 2
+#define MOBILEMOE_ABI_VERSION 3
 
 typedef enum mobilemoe_status {
   MOBILEMOE_OK = 0,
@@ -251,6 +251,11 @@ MOBILEMOE_API int32_t mobilemoe_session_position(const mobilemoe_session *sessio
 /* Forget all tokens from `position` on. */
 MOBILEMOE_API mobilemoe_status mobilemoe_session_rewind(mobilemoe_session *session,
                                                         int32_t position, mobilemoe_error *error);
+/* Which experts the last `count` tokens chose: experts [num_hidden_layers, count, num_experts_per_tok],
+ * by falling score. Known are the tokens that session_feed computed together last, so at most its last
+ * `block` of them; none after rewind, load and an error. */
+MOBILEMOE_API mobilemoe_status mobilemoe_session_experts(mobilemoe_session *session, int32_t count,
+                                                         int32_t *experts, mobilemoe_error *error);
 /* From any thread: the running call returns MOBILEMOE_CANCELLED, or the next one if none runs. */
 MOBILEMOE_API void mobilemoe_session_cancel(mobilemoe_session *session);
 

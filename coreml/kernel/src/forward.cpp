@@ -1,5 +1,6 @@
 // One forward pass through all layers, and the output head.
 #include <algorithm>
+#include <cstring>
 
 #include "session.h"
 
@@ -15,7 +16,9 @@ ForwardScratch::ForwardScratch(Arena& arena, const Model& model, int context, in
       delta(arena.take<float>(static_cast<size_t>(block) * model.hidden_size)),
       attend(arena, model.layers[0].attention, context, model.runtime.pool.threads()),
       moe(arena, model.runtime.products, model.layers[0].moe.shape, block,
-          model.runtime.pool.threads()) {
+          model.runtime.pool.threads()),
+      chosen(arena.take<int32_t>(model.layers.size() * static_cast<size_t>(block) *
+                                 routed_slots(model))) {
   const Products& products = model.runtime.products;
   const int query_width = model.heads * model.head_dim;
   prepared.stride = round_up(std::max(products.linear_bytes(model.hidden_size),
@@ -116,6 +119,8 @@ Status forward(Session& session, const int32_t* tokens, int position, int count,
   ForwardScratch& s = session.scratch;
   embed(model.embed_tokens, tokens, count, s.residual);
   const float* delta = nullptr;
+  const size_t slots = routed_slots(model);
+  session.last_count = 0;  // until the pass is done
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (session.cancelled.load(std::memory_order_relaxed)) {
       session.cancelled = false;
@@ -127,9 +132,12 @@ Status forward(Session& session, const int32_t* tokens, int position, int count,
     const bool last = index + 1 == model.layers.size();
     MOBILEMOE_TRY(moe_ffn(model.runtime, model.layers[index].moe, s.normed, count, s.delta, s.moe,
                           last ? &model.embed_tokens : &model.layers[index + 1].q, error));
+    std::memcpy(s.chosen + index * session.block * slots, s.moe.experts,
+                count * slots * sizeof(int32_t));
     delta = s.delta;
   }
   add_and_norm(session, delta, model.norm, count);
+  session.last_count = count;
   return MOBILEMOE_OK;
 }
 

@@ -35,6 +35,12 @@ namespace mobilemoe {
 
 using Model = mobilemoe_model;
 
+// How many routed experts a token chooses in a layer; 0 in a dense model.
+inline size_t routed_slots(const Model& model) {
+  const mobilemoe_moe_shape& shape = model.layers[0].moe.shape;
+  return shape.num_local_experts > 0 ? shape.num_experts_per_tok : 0;
+}
+
 // x [count, d] = rows of the table; tokens are checked.
 void embed(const Linear& table, const int32_t* tokens, int count, float* x);
 

@@ -190,6 +190,32 @@ mobilemoe_status mobilemoe_session_rewind(mobilemoe_session* session, int32_t po
                 position, session->position.load());
   }
   session->position = position;
+  session->last_count = 0;
+  return succeed(error);
+}
+
+mobilemoe_status mobilemoe_session_experts(mobilemoe_session* session, int32_t count,
+                                           int32_t* experts, mobilemoe_error* error) {
+  if (session == nullptr || experts == nullptr) {
+    return fail(error, MOBILEMOE_BAD_ARGUMENT, "session_experts: a pointer is NULL.");
+  }
+  const Occupied occupied(*session);
+  if (!occupied.mine()) return fail_busy(error);
+  const Model& model = session->model;
+  const size_t slots = routed_slots(model);
+  if (slots == 0) {
+    return fail(error, MOBILEMOE_BAD_ARGUMENT, "This model has no routed experts.");
+  }
+  if (count < 1 || count > session->last_count) {
+    return fail(error, MOBILEMOE_BAD_ARGUMENT,
+                "The experts of %d tokens: the last %d that were computed together are known.", count,
+                session->last_count);
+  }
+  for (size_t layer = 0; layer < model.layers.size(); ++layer) {
+    const int32_t* chosen = session->scratch.chosen + layer * session->block * slots;
+    std::memcpy(experts + layer * count * slots, chosen + (session->last_count - count) * slots,
+                count * slots * sizeof(int32_t));
+  }
   return succeed(error);
 }
 
@@ -255,5 +281,6 @@ mobilemoe_status mobilemoe_session_load(mobilemoe_session* session, const void* 
     }
   }
   session->position = head.position;
+  session->last_count = 0;
   return succeed(error);
 }

@@ -24,6 +24,7 @@ struct ForwardScratch {
   float* delta;  // [block, d]: what a layer's half adds to the residual stream
   AttendScratch attend;
   MoeScratch moe;
+  int32_t* chosen;  // [layer][block, slots]: each token's experts
   uint8_t* threads;
   size_t thread_stride;
 };
@@ -44,6 +45,7 @@ struct mobilemoe_session {
   uint8_t* cache;  // [layer][kv_head][block]
   mobilemoe::ForwardScratch scratch;
   std::atomic<int32_t> position{0};
+  int32_t last_count = 0;  // tokens of the last forward pass, whose experts scratch.chosen has
   std::atomic<bool> cancelled{false};
   std::atomic<bool> busy{false};
 
