@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
-# What the CPU engine's library is compiled from.
-KERNEL := $(wildcard coreml/kernel/src/* coreml/kernel/include/*) coreml/kernel/CMakeLists.txt
+# What the libraries of the CPU engine and for ONNX Runtime are compiled from.
+KERNEL := $(wildcard coreml/kernel/src/* coreml/kernel/ort/* coreml/kernel/include/*) coreml/kernel/CMakeLists.txt
 
 .PHONY: quickstart test lint format clean
 
@@ -40,4 +40,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs coreml/kernel/build mobilemoe_mlx/cpu_kernel/libmobilemoe.*
+	rm -rf $(VENV) runs coreml/kernel/build mobilemoe_mlx/*/libmobilemoe*

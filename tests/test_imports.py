@@ -30,6 +30,7 @@ ROWS = (
         "memory",
         "mlpackage",
         "cpu_kernel",
+        "onnx_operators",
     ),
     ("config", "config_spelling", "end_tokens", "tokenizer_config", "chat_template"),
     ("generation_options", "chat_commands"),

@@ -19,7 +19,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(
         KERNEL, tmp_path / "coreml" / "kernel", ignore=shutil.ignore_patterns("build", "bench")
     )
-    (tmp_path / "mobilemoe_mlx" / "cpu_kernel").mkdir(parents=True)
+    for folder in ("cpu_kernel", "onnx_operators"):
+        (tmp_path / "mobilemoe_mlx" / folder).mkdir(parents=True)
     return tmp_path
 
 
@@ -41,23 +42,25 @@ def test_without_cmake(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_compiler(checkout: Path) -> None:
     done = run(checkout, PATH="/usr/bin:/bin", CXX="false")
     assert done.returncode == 1
-    assert "The library was not built. CMake finds no C++17 compiler that works" in done.stderr
+    assert "The libraries were not built. CMake finds no C++17 compiler that works" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list((checkout / "mobilemoe_mlx" / "cpu_kernel").iterdir())
+    assert not list((checkout / "mobilemoe_mlx").glob("*/*"))
 
 
 @pytest.mark.usefixtures("kernel_is_built")
 def test_sources_that_do_not_compile(checkout: Path) -> None:
     sources = checkout / "coreml" / "kernel" / "src"
-    for path in sources.glob("*.cpp"):
+    for path in [*sources.glob("*.cpp"), *(sources.parent / "ort").glob("*.cpp")]:
         path.unlink()
+    (sources.parent / "ort" / "none.cpp").write_text("", encoding="utf-8")
     (sources / "only.cpp").write_text('extern "C" int it() { return 3; }\n', encoding="utf-8")
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
     assert run(checkout, **environment).returncode == 0
-    (built,) = (checkout / "mobilemoe_mlx" / "cpu_kernel").iterdir()
-    before = built.read_bytes()
+    built = sorted((checkout / "mobilemoe_mlx").glob("*/*"))
+    assert [path.parent.name for path in built] == ["cpu_kernel", "onnx_operators"]
+    before = [path.read_bytes() for path in built]
     (sources / "only.cpp").write_text("nonsense\n", encoding="utf-8")
     done = run(checkout, **environment)
     assert done.returncode == 1
     assert "nonsense" in done.stderr and "Traceback" not in done.stderr
-    assert built.read_bytes() == before
+    assert [path.read_bytes() for path in built] == before

@@ -119,8 +119,11 @@ AttendScratch::AttendScratch(Arena& arena, const AttentionShape& shape, int cont
 // Queries that share a key/value head are taken together, so that each key and value is read once
 // for up to kMostQueries of them. Chunks of positions are summed apart and then merged in their
 // order, whether one thread walks them (many tokens) or several do (one token).
-void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cache, const float* q,
-            size_t q_stride, int position, int count, float* y, AttendScratch& scratch) {
+// `place(kv_head, chunk, &task)` says where a chunk of a head lies, for `kernel`.
+template <typename Place>
+static void attend_over(const Place& place, void (*kernel)(AttendTask&), Runtime& runtime,
+                        const AttentionShape& shape, const float* q, size_t q_stride, int position,
+                        int count, float* y, AttendScratch& scratch) {
   const int head_dim = shape.head_dim, width = value_width(head_dim);
   const int group = shape.heads / shape.kv_heads;
   const int queries = count * group;  // of a key/value head: token-major
@@ -131,7 +134,7 @@ void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cac
     task->count = std::min(kMostQueries, queries - tile * kMostQueries);
     task->head_dim = head_dim;
     task->weights = piece;
-    task->block = cache.block(kv_head, chunk * kChunkBlocks);
+    place(kv_head, chunk, task);
     int blocks = 0;
     for (int i = 0; i < task->count; ++i) {
       const int query = tile * kMostQueries + i, token = query / group;
@@ -145,7 +148,6 @@ void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cac
     }
     task->blocks = blocks;
   };
-  const auto kernel = runtime.kernels.attend[static_cast<int>(cache.type)];
 
   if (count == 1) {
     const int first = first_visible(shape, position) / kChunk;
@@ -202,6 +204,26 @@ void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cac
       for (int f = 0; f < head_dim; ++f) out[f] = mixed[i * width + f] / running[i].sum;
     }
   });
+}
+
+void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cache, const float* q,
+            size_t q_stride, int position, int count, float* y, AttendScratch& scratch) {
+  const auto place = [&](int kv_head, int chunk, AttendTask* task) {
+    task->block = cache.block(kv_head, chunk * kChunkBlocks);
+  };
+  attend_over(place, runtime.kernels.attend[static_cast<int>(cache.type)], runtime, shape, q,
+              q_stride, position, count, y, scratch);
+}
+
+void attend(Runtime& runtime, const AttentionShape& shape, const RowCache& cache, const float* q,
+            size_t q_stride, int position, int count, float* y, AttendScratch& scratch) {
+  const auto place = [&](int kv_head, int chunk, AttendTask* task) {
+    const size_t first = kv_head * cache.head_floats + static_cast<size_t>(chunk) * kChunk * shape.head_dim;
+    task->keys = cache.keys + first;
+    task->values = cache.values + first;
+  };
+  attend_over(place, runtime.kernels.attend_rows, runtime, shape, q, q_stride, position, count, y,
+              scratch);
 }
 
 }  // namespace mobilemoe

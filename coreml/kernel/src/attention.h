@@ -33,6 +33,14 @@ struct LayerCache {
   }
 };
 
+// A cache whose keys and values are rows, float32 [kv_heads][positions][head_dim]: of a graph that
+// holds it in tensors. Read as fast as blocks for one token; for many, blocks are.
+struct RowCache {
+  const float* keys;
+  const float* values;
+  size_t head_floats;  // from one head to the next
+};
+
 // Writes one head's key and value of one position.
 void store_position(const LayerCache& cache, int head_dim, int head, int position,
                     const float* key, const float* value);
@@ -49,6 +57,9 @@ struct AttendScratch {
 // y [count, heads, head_dim] from queries (times the score scale) whose rows lie `q_stride` floats
 // apart: token t, at position + t, sees all positions of the cache up to its own.
 void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cache, const float* q,
+            size_t q_stride, int position, int count, float* y, AttendScratch& scratch);
+
+void attend(Runtime& runtime, const AttentionShape& shape, const RowCache& cache, const float* q,
             size_t q_stride, int position, int count, float* y, AttendScratch& scratch);
 
 }  // namespace mobilemoe

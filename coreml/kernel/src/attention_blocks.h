@@ -23,6 +23,39 @@ struct CacheOf<int8_t> {
   static constexpr CacheType type = CacheType::int8;
 };
 
+// Scores to exp(score - largest), 0 where a query does not see.
+template <typename V>
+void soften(AttendTask& task) {
+  using Floats = typename V::Floats;
+  constexpr int kLanes = V::kLanes;
+  const Floats nothing = V::set(-std::numeric_limits<float>::infinity());
+  for (int i = 0; i < task.count; ++i) {
+    float* weights = task.weights + i * kChunk;
+    const int end = task.blocks * kBlock;
+    Floats largest = nothing;
+    for (int p = 0; p < end; p += kLanes) {
+      const Floats seen =
+          V::select_range(V::load(weights + p), nothing, p, task.begin[i], task.end[i]);
+      V::store(weights + p, seen);
+      largest = V::max(largest, seen);
+    }
+    task.largest[i] = V::largest(largest);
+    if (task.begin[i] >= task.end[i]) {  // -infinity - -infinity is not a number
+      std::memset(weights, 0, end * sizeof(float));
+      task.sum[i] = 0;
+      continue;
+    }
+    const Floats top = V::set(task.largest[i]);
+    Floats sum = V::zero();
+    for (int p = 0; p < end; p += kLanes) {
+      const Floats weight = exponential<V>(V::sub(V::load(weights + p), top));
+      V::store(weights + p, weight);
+      sum = V::add(sum, weight);
+    }
+    task.sum[i] = V::sum(sum);
+  }
+}
+
 // T: of the cache's keys and values.
 template <typename V, typename T>
 class AttentionBlocks {
@@ -96,36 +129,6 @@ class AttentionBlocks {
     }
   }
 
-  // Scores to exp(score - largest), 0 where a query does not see.
-  static void soften(AttendTask& task) {
-    const Floats nothing = V::set(-std::numeric_limits<float>::infinity());
-    for (int i = 0; i < task.count; ++i) {
-      float* weights = task.weights + i * kChunk;
-      const int end = task.blocks * kBlock;
-      Floats largest = nothing;
-      for (int p = 0; p < end; p += kLanes) {
-        const Floats seen =
-            V::select_range(V::load(weights + p), nothing, p, task.begin[i], task.end[i]);
-        V::store(weights + p, seen);
-        largest = V::max(largest, seen);
-      }
-      task.largest[i] = V::largest(largest);
-      if (task.begin[i] >= task.end[i]) {  // -infinity - -infinity is not a number
-        std::memset(weights, 0, end * sizeof(float));
-        task.sum[i] = 0;
-        continue;
-      }
-      const Floats top = V::set(task.largest[i]);
-      Floats sum = V::zero();
-      for (int p = 0; p < end; p += kLanes) {
-        const Floats weight = exponential<V>(V::sub(V::load(weights + p), top));
-        V::store(weights + p, weight);
-        sum = V::add(sum, weight);
-      }
-      task.sum[i] = V::sum(sum);
-    }
-  }
-
   // mixed[i] = sum over positions of weights[i][p] value p, for kVectors vectors of features.
   template <int kCount, int kVectors>
   static void mix_features(const AttendTask& task, size_t stride, int begin, int end, int f) {
@@ -175,7 +178,7 @@ class AttentionBlocks {
   static void attend_some(AttendTask& task) {
     const size_t stride = block_bytes(CacheOf<T>::type, task.head_dim);
     score<kCount>(task, stride);
-    soften(task);
+    soften<V>(task);
     if (sizeof(T) == 1) {
       for (int b = 0; b < task.blocks; ++b) {
         const float* scales = scales_of(task.block + b * stride, task.head_dim) + kBlock;

@@ -64,28 +64,8 @@ void attention_layer(Session& session, size_t index, int position, int count) {
   const LayerCache cache = session.layer_cache(index);
 
   prepare_linear(runtime, s.normed, count, model.hidden_size, s.prepared);
-  const Cut q_rows = cut_rows(runtime.products, query_width, model.hidden_size, count);
-  const Cut kv_rows = cut_rows(runtime.products, kv_width, model.hidden_size, count);
-  const auto multiply = [&](const Linear& weight, const Cut& cut, int task, float* y, int thread) {
-    multiply_rows(runtime.products, weight, s.prepared, count, cut.begin(task), cut.end(task), y,
-                  qkv_width, s.threads + thread * s.thread_stride);
-  };
-  runtime.pool.run(
-      q_rows.tasks(),
-      [&](int task, int thread) { multiply(layer.q, q_rows, task, s.qkv, thread); },
-      2 * kv_rows.tasks(),
-      [&](int task, int thread) {
-        if (task < kv_rows.tasks()) {
-          multiply(layer.k, kv_rows, task, s.qkv + query_width, thread);
-        } else {
-          multiply(layer.v, kv_rows, task - kv_rows.tasks(), s.qkv + query_width + kv_width,
-                   thread);
-        }
-        int owner;
-        if (count == 1 && runtime.pool.ends_share(2 * kv_rows.tasks(), task, &owner)) {
-          ask_for_share(runtime, layer.o, owner);
-        }
-      });
+  multiply_qkv(runtime, {layer.q, layer.k, layer.v, layer.o}, s.prepared, count, s.qkv, qkv_width,
+               s.threads, s.thread_stride);
 
   const Cut tokens = cut_tokens(count);
   runtime.pool.run(tokens.tasks(), [&](int task, int) {

@@ -7,6 +7,7 @@
 MOBILEMOE_BEGIN_AVX2
 
 #include "attention_blocks.h"
+#include "attention_rows.h"
 #include "elementwise.h"
 #include "expert_exact.h"
 
@@ -31,6 +32,7 @@ const Kernels kAvx2 = {
     {&avx2::kExact, &avx2::kInt16, &avx2::kInt8},
     {AttentionBlocks<Avx2, float>::attend, AttentionBlocks<Avx2, uint16_t>::attend,
      AttentionBlocks<Avx2, int8_t>::attend},
+    attend_rows<Avx2>,
 };
 
 }  // namespace mobilemoe

@@ -7,6 +7,7 @@
 MOBILEMOE_BEGIN_AVX512
 
 #include "attention_blocks.h"
+#include "attention_rows.h"
 #include "elementwise.h"
 #include "expert_exact.h"
 
@@ -35,6 +36,7 @@ const Kernels kAvx512 = {
     {AttentionBlocks<avx512::Sixteen, float>::attend,
      AttentionBlocks<avx512::Sixteen, uint16_t>::attend,
      AttentionBlocks<avx512::Sixteen, int8_t>::attend},
+    attend_rows<avx512::Sixteen>,
 };
 
 }  // namespace mobilemoe

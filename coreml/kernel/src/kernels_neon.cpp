@@ -6,6 +6,7 @@
 #if defined(MOBILEMOE_ARM64)
 
 #include "attention_blocks.h"
+#include "attention_rows.h"
 #include "elementwise.h"
 #include "expert_exact.h"
 
@@ -23,7 +24,8 @@ constexpr Kernels with(const char* name, bool (*runs_here)(), const Products* in
           router<Neon>,
           {&kExact, int16, int8},
           {AttentionBlocks<Neon, float>::attend, AttentionBlocks<Neon, uint16_t>::attend,
-           AttentionBlocks<Neon, int8_t>::attend}};
+           AttentionBlocks<Neon, int8_t>::attend},
+          attend_rows<Neon>};
 }
 
 bool always() { return true; }

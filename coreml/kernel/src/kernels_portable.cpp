@@ -35,25 +35,66 @@ float widen(float value) { return value; }
 float widen(uint16_t value) { return float_from_float16(value); }
 float widen(int8_t value) { return value; }
 
+// Where a position's features lie, and what they are multiplied with.
 template <typename T>
+class Blocks {
+ public:
+  explicit Blocks(const AttendTask& task)
+      : first_(task.block),
+        head_dim_(task.head_dim),
+        width_(value_width(task.head_dim)),
+        stride_(block_bytes(sizeof(T) == 4   ? CacheType::float32
+                            : sizeof(T) == 2 ? CacheType::float16
+                                             : CacheType::int8,
+                            task.head_dim)) {}
+
+  float key(int p, int f) const { return widen(elements(p)[f * kBlock + p % kBlock]); }
+  float value(int p, int f) const {
+    return widen(elements(p)[kBlock * head_dim_ + p % kBlock * width_ + f]);
+  }
+  float key_scale(int p) const { return scale(p, 0); }
+  float value_scale(int p) const { return scale(p, kBlock); }
+
+ private:
+  const T* elements(int p) const {
+    return reinterpret_cast<const T*>(first_ + p / kBlock * stride_);
+  }
+  float scale(int p, int first) const {
+    if (sizeof(T) != 1) return 1;
+    return reinterpret_cast<const float*>(elements(p) + kBlock * (head_dim_ + width_))[first + p % kBlock];
+  }
+
+  const uint8_t* first_;
+  int head_dim_, width_;
+  size_t stride_;
+};
+
+class Rows {
+ public:
+  explicit Rows(const AttendTask& task) : task_(task) {}
+
+  float key(int p, int f) const { return task_.keys[static_cast<size_t>(p) * task_.head_dim + f]; }
+  float value(int p, int f) const {
+    return task_.values[static_cast<size_t>(p) * task_.head_dim + f];
+  }
+  float key_scale(int) const { return 1; }
+  float value_scale(int) const { return 1; }
+
+ private:
+  const AttendTask& task_;
+};
+
+template <typename Cache>
 void attend(AttendTask& task) {
+  const Cache cache(task);
   const int head_dim = task.head_dim, width = value_width(head_dim);
-  const size_t stride = block_bytes(sizeof(T) == 4   ? CacheType::float32
-                                    : sizeof(T) == 2 ? CacheType::float16
-                                                     : CacheType::int8,
-                                    head_dim);
-  const size_t elements = static_cast<size_t>(kBlock) * (head_dim + width);
   for (int i = 0; i < task.count; ++i) {
     float* weights = task.weights + static_cast<size_t>(i) * kChunk;
     float largest = -std::numeric_limits<float>::infinity();
     for (int p = task.begin[i]; p < task.end[i]; ++p) {
-      const uint8_t* block = task.block + p / kBlock * stride;
-      const auto* keys = reinterpret_cast<const T*>(block) + p % kBlock;
       float score = 0;
-      for (int f = 0; f < head_dim; ++f) score += task.queries[i][f] * widen(keys[f * kBlock]);
-      if (sizeof(T) == 1) {
-        score *= reinterpret_cast<const float*>(block + elements)[p % kBlock];
-      }
+      for (int f = 0; f < head_dim; ++f) score += task.queries[i][f] * cache.key(p, f);
+      score *= cache.key_scale(p);
       weights[p] = score;
       largest = score > largest ? score : largest;
     }
@@ -61,15 +102,10 @@ void attend(AttendTask& task) {
     float sum = 0;
     for (int f = 0; f < width; ++f) mixed[f] = 0;
     for (int p = task.begin[i]; p < task.end[i]; ++p) {
-      const uint8_t* block = task.block + p / kBlock * stride;
-      const auto* values =
-          reinterpret_cast<const T*>(block) + kBlock * head_dim + p % kBlock * width;
       float weight = std::exp(weights[p] - largest);
       sum += weight;
-      if (sizeof(T) == 1) {
-        weight *= reinterpret_cast<const float*>(block + elements)[kBlock + p % kBlock];
-      }
-      for (int f = 0; f < width; ++f) mixed[f] += weight * widen(values[f]);
+      weight *= cache.value_scale(p);
+      for (int f = 0; f < head_dim; ++f) mixed[f] += weight * cache.value(p, f);
     }
     task.largest[i] = largest;
     task.sum[i] = sum;
@@ -85,7 +121,8 @@ const Kernels kPortable = {
     swiglu,
     router,
     {&portable::kExact, &portable::kInt16, &portable::kInt8},
-    {attend<float>, attend<uint16_t>, attend<int8_t>},
+    {attend<Blocks<float>>, attend<Blocks<uint16_t>>, attend<Blocks<int8_t>>},
+    attend<Rows>,
 };
 
 }  // namespace mobilemoe

@@ -80,4 +80,39 @@ inline void linear(Runtime& runtime, const Linear& weight, const Prepared& x, in
   });
 }
 
+// What attention multiplies its input with: y [count] rows of q, k and v one after the other, `y_stride`
+// floats apart. `o` is read after them.
+struct QkvLinears {
+  const Linear& q;
+  const Linear& k;
+  const Linear& v;
+  const Linear& o;
+};
+
+inline void multiply_qkv(Runtime& runtime, const QkvLinears& weights, const Prepared& x, int count,
+                         float* y, size_t y_stride, uint8_t* scratch, size_t scratch_stride) {
+  const Cut q_rows = cut_rows(runtime.products, weights.q.rows, weights.q.columns, count);
+  const Cut kv_rows = cut_rows(runtime.products, weights.k.rows, weights.k.columns, count);
+  const auto multiply = [&](const Linear& weight, const Cut& cut, int task, float* to, int thread) {
+    multiply_rows(runtime.products, weight, x, count, cut.begin(task), cut.end(task), to, y_stride,
+                  scratch + thread * scratch_stride);
+  };
+  float* k = y + weights.q.rows;
+  float* v = k + weights.k.rows;
+  runtime.pool.run(
+      q_rows.tasks(), [&](int task, int thread) { multiply(weights.q, q_rows, task, y, thread); },
+      2 * kv_rows.tasks(),
+      [&](int task, int thread) {
+        if (task < kv_rows.tasks()) {
+          multiply(weights.k, kv_rows, task, k, thread);
+        } else {
+          multiply(weights.v, kv_rows, task - kv_rows.tasks(), v, thread);
+        }
+        int owner;
+        if (count == 1 && runtime.pool.ends_share(2 * kv_rows.tasks(), task, &owner)) {
+          ask_for_share(runtime, weights.o, owner);
+        }
+      });
+}
+
 }  // namespace mobilemoe

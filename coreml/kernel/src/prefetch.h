@@ -19,6 +19,11 @@ inline void prefetch(const void* address) {
 #endif
 }
 
+// A row of float32 values.
+inline void prefetch_row(const float* row, int count) {
+  for (int i = 0; i < count; i += kLine / static_cast<int>(sizeof(float))) prefetch(row + i);
+}
+
 // The first stretch of a matrix, as far as loops ask ahead.
 inline void prefetch_stretch(const uint8_t* codes, const uint8_t* scales) {
   for (int byte = 0; byte < kPrefetchBytes; byte += kLine) prefetch(codes + byte);

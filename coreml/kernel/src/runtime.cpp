@@ -56,7 +56,8 @@ mobilemoe_status mobilemoe_runtime_create(const mobilemoe_runtime_options* optio
                 options->cpu_path);
   }
   try {
-    *runtime = new mobilemoe_runtime(*kernels, options->precision, options->threads);
+    *runtime = new mobilemoe_runtime(*kernels, options->precision,
+                                     std::make_shared<ThreadPool>(options->threads));
   } catch (const std::bad_alloc&) {
     return fail(error, MOBILEMOE_OUT_OF_MEMORY, "No memory for a runtime.");
   } catch (const std::system_error&) {

@@ -1,17 +1,24 @@
 // What every computation needs: a code path, a precision and a pool of threads.
 #pragma once
 
+#include <memory>
+
 #include "kernels.h"
 #include "mobilemoe.h"
 #include "thread_pool.h"
 
 struct mobilemoe_runtime {
-  mobilemoe_runtime(const mobilemoe::Kernels& chosen, int precision, int threads)
-      : kernels(chosen), products(*chosen.products[precision]), pool(threads) {}
+  mobilemoe_runtime(const mobilemoe::Kernels& chosen, int precision,
+                    std::shared_ptr<mobilemoe::ThreadPool> threads)
+      : kernels(chosen),
+        products(*chosen.products[precision]),
+        shared_pool(std::move(threads)),
+        pool(*shared_pool) {}
 
   const mobilemoe::Kernels& kernels;
   const mobilemoe::Products& products;
-  mobilemoe::ThreadPool pool;
+  const std::shared_ptr<mobilemoe::ThreadPool> shared_pool;  // with runtimes of other precisions
+  mobilemoe::ThreadPool& pool;
 };
 
 namespace mobilemoe {

@@ -1,0 +1,29 @@
+"""The CPU kernel as operators of ONNX Runtime: a library, built with the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mobilemoe_mlx.errors import UserError
+
+DOMAIN = "mobilemoe"
+_PATH = Path(__file__).with_name(
+    "libmobilemoe_ort.dylib" if sys.platform == "darwin" else "libmobilemoe_ort.so"
+)
+
+
+def library_path() -> Path:
+    """The library for `SessionOptions.register_custom_ops_library`.
+
+    Raises UserError, saying what to install, where it was not built.
+    """
+    if not _PATH.is_file():
+        compiler = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
+        raise UserError(
+            "The operators for ONNX Runtime are not there: no C++ compiler was found when "
+            f"mobilemoe-mlx was installed. Install one ({compiler}), then the package again: "
+            "`pip install --force-reinstall --no-deps .` in the checkout. "
+            "Or use a form of folder that needs none: `--form portable`."
+        )
+    return _PATH
