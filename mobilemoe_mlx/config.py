@@ -26,10 +26,11 @@ SCALE_RULES: tuple[ScaleRule, ...] = typing.get_args(ScaleRule)
 # model's code, not of config.json (docs/model.md, "Forward pass").
 NORMALIZE_EPS = 1e-20
 # Far above any decoder: a damaged number would fill the memory with lists of layers.
-_MOST_LAYERS = 1000
+MOST_LAYERS = 1000
 
 # MLX counts an array's axes in int32.
 Size = Annotated[int, tables.Bounds(least=1, below=2**31)]
+SizeOrZero = Annotated[int, tables.Bounds(least=0, below=2**31)]
 
 # One form of the `quantization` block: the published one, value by value.
 INT4_QUANTIZATION: dict[str, Any] = {
@@ -120,18 +121,23 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The published config.json, field by field; sizes are counts, widths are in features."""
+    """The published config.json, field by field; sizes are counts, widths are in features.
+
+    Beside the published form there are two for comparison: without a shared expert
+    (`intermediate_size_mlp` 0), and dense (the three numbers of routed experts 0), where all tokens
+    pass what is the shared expert elsewhere, and nothing else.
+    """
 
     hidden_size: Size
     num_hidden_layers: Size
     num_attention_heads: Size
-    intermediate_size: Size  # width of one routed expert
-    intermediate_size_mlp: Size  # width of the shared expert
+    intermediate_size: SizeOrZero  # width of one routed expert
+    intermediate_size_mlp: SizeOrZero  # width of the shared expert
     num_key_value_heads: Size = 4
     head_dim: Size = 64
     vocab_size: Size = 128256
-    num_local_experts: Size = 60
-    num_experts_per_tok: Size = 4
+    num_local_experts: SizeOrZero = 60
+    num_experts_per_tok: SizeOrZero = 4
     routed_scaling_factor: tables.Positive = 2.5
     norm_topk_prob: bool = True
     use_qk_norm: bool = True
@@ -155,8 +161,8 @@ class ModelArgs:
 
     def __post_init__(self) -> None:
         layers = self.num_hidden_layers
-        if isinstance(layers, int) and layers > _MOST_LAYERS:
-            raise bad("num_hidden_layers", layers, f"it must be at most {_MOST_LAYERS}")
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise bad("num_hidden_layers", layers, f"it must be at most {MOST_LAYERS}")
         if not self.no_rope_layers and isinstance(layers, int):
             object.__setattr__(self, "no_rope_layers", (1,) * layers)
         if not self.layer_types and isinstance(layers, int):
@@ -204,11 +210,7 @@ class ModelArgs:
             )
         if self.head_dim % 2:
             raise bad("head_dim", self.head_dim, "RoPE turns pairs, so it must be even")
-        if self.num_experts_per_tok > self.num_local_experts:
-            raise UserError(
-                f"config.json: num_experts_per_tok ({self.num_experts_per_tok}) is above "
-                f"num_local_experts ({self.num_local_experts})."
-            )
+        self._check_experts()
         # Every size that INT4 packs or groups; BF16 models keep to it, to be quantisable.
         grouped = {
             "hidden_size": self.hidden_size,
@@ -234,6 +236,33 @@ class ModelArgs:
             for token in ids:
                 if token is not None and not 0 <= token < self.vocab_size:
                     raise bad(name, token, f"the vocabulary has {self.vocab_size} entries")
+
+    def _check_experts(self) -> None:
+        experts, selected = self.num_local_experts, self.num_experts_per_tok
+        if experts == 0:
+            for name in ("num_experts_per_tok", "intermediate_size"):
+                if value := getattr(self, name):
+                    why = "it must be 0 where num_local_experts is 0: the model is dense"
+                    raise bad(name, value, f"{why}, of the width intermediate_size_mlp")
+            if self.intermediate_size_mlp == 0:
+                raise bad("intermediate_size_mlp", 0, "a layer without experts needs a width")
+            return
+        for name in ("num_experts_per_tok", "intermediate_size"):
+            if getattr(self, name) == 0:
+                why = f"it must be 1 or more, or num_local_experts ({experts}) 0 as well"
+                raise bad(name, 0, why)
+        if selected > experts:
+            raise UserError(
+                f"config.json: num_experts_per_tok ({selected}) is above num_local_experts "
+                f"({experts})."
+            )
+
+    def check_routed_and_shared(self, what: str) -> None:
+        """Raise UserError, as `what` needs it, unless the model is of the published form."""
+        if not self.num_local_experts:
+            raise UserError(f"{what} needs routed experts; this model is dense.")
+        if not self.intermediate_size_mlp:
+            raise UserError(f"{what} needs a shared expert, and this model has none.")
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> ModelArgs:

@@ -104,7 +104,7 @@ class Attention(nn.Module):
 class Routing(NamedTuple):
     """The router's decision for each token."""
 
-    logits: mx.array  # float32 [tokens, experts]
+    logits: mx.array  # float32 [tokens, experts]; a dense layer has none
     experts: mx.array  # uint32 [tokens, slots], by falling biased score
     weights: mx.array  # float32 [tokens, slots]
 
@@ -154,23 +154,31 @@ class SharedExpert(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Weighted sum of the selected routed experts, plus the shared expert."""
+    """Weighted sum of the selected routed experts, plus the shared expert.
+
+    Without a shared expert the sum alone; in a dense model the shared expert alone.
+    """
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        self.router = Router(args)
-        self.expert_bias = mx.zeros((args.num_local_experts,))
-        self.experts = Experts(args.hidden_size, args.intermediate_size, args.num_local_experts)
-        self.shared_expert = SharedExpert(args.hidden_size, args.intermediate_size_mlp)
-        # Moved by the balancing rule after each step, never by a gradient.
-        self.freeze(keys=["expert_bias"], recurse=False)
+        if args.num_local_experts:
+            self.router = Router(args)
+            self.expert_bias = mx.zeros((args.num_local_experts,))
+            self.experts = Experts(args.hidden_size, args.intermediate_size, args.num_local_experts)
+            # Moved by the balancing rule after each step, never by a gradient.
+            self.freeze(keys=["expert_bias"], recurse=False)
+        if args.intermediate_size_mlp:
+            self.shared_expert = SharedExpert(args.hidden_size, args.intermediate_size_mlp)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Routing]:
         """x [batch, tokens, hidden] -> (the same shape, the routing of the flattened tokens)."""
         flat = x.flatten(0, -2)
+        if "router" not in self:
+            nothing = mx.zeros((len(flat), 0))
+            return self.shared_expert(x), Routing(nothing, nothing.astype(mx.uint32), nothing)
         routing = self.router(flat, self.expert_bias)
-        y = self.experts.weighted_sum(flat, routing.experts, routing.weights)
-        return y.reshape(x.shape) + self.shared_expert(x), routing
+        y = self.experts.weighted_sum(flat, routing.experts, routing.weights).reshape(x.shape)
+        return (y + self.shared_expert(x) if "shared_expert" in self else y), routing
 
 
 class DecoderLayer(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from mobilemoe_mlx import tables
 from mobilemoe_mlx.accounting.architecture import Architecture, Layer
+from mobilemoe_mlx.config import MOST_LAYERS
 from mobilemoe_mlx.errors import UserError
 
 # `layer_types` of transformers.
@@ -55,6 +56,15 @@ class _Fields:
         number: int = tables.read_value(tables.Count, value, f"{self.where}: {name}")
         return number
 
+    def layers(self) -> int:
+        """How many layers there are; raises UserError for more than any decoder has."""
+        number = self.size("num_hidden_layers")
+        if number > MOST_LAYERS:
+            raise UserError(
+                f"{self.where}: num_hidden_layers is {number}; it must be at most {MOST_LAYERS}."
+            )
+        return number
+
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false; `default` where the field is absent or null."""
         value = self.values.get(name)
@@ -67,7 +77,7 @@ class _Fields:
         """One type for each layer, all among the `known`."""
         kinds = self.values.get("layer_types") or default
         kinds = tables.read_value(tuple[str, ...], kinds, f"{self.where}: layer_types")
-        layers = self.size("num_hidden_layers")
+        layers = self.layers()
         if len(kinds) != layers:
             raise UserError(
                 f"{self.where}: layer_types has {len(kinds)} entries but num_hidden_layers is "
@@ -109,7 +119,7 @@ def _llama(fields: _Fields) -> Architecture:
     biases = (query + 2 * kv + hidden) * fields.flag("attention_bias") + (
         2 * fields.size("intermediate_size") + hidden
     ) * fields.flag("mlp_bias")
-    kinds = fields.layer_types([_FULL] * fields.size("num_hidden_layers"), (_FULL, _SLIDING))
+    kinds = fields.layer_types([_FULL] * fields.layers(), (_FULL, _SLIDING))
     layers = [
         Layer(
             packed=2 * hidden * (query + kv) + fields.feed_forward(),
@@ -147,16 +157,14 @@ def _olmoe(fields: _Fields) -> Architecture:
         query_features=query,
         key_value_features=kv,
     )
-    return fields.architecture([layer] * fields.size("num_hidden_layers"), tied=False)
+    return fields.architecture([layer] * fields.layers(), tied=False)
 
 
 def _gemma3(fields: _Fields) -> Architecture:
     """Four norms a layer, and one of a head's size for queries and keys each."""
     hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features(256)
     every = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
-    usual = [
-        _SLIDING if (i + 1) % every else _FULL for i in range(fields.size("num_hidden_layers"))
-    ]
+    usual = [_SLIDING if (i + 1) % every else _FULL for i in range(fields.layers())]
     biases = (query + 2 * kv + hidden) * fields.flag("attention_bias")
     layers = [
         Layer(
@@ -174,7 +182,7 @@ def _gemma3(fields: _Fields) -> Architecture:
 def _qwen3_5(fields: _Fields) -> Architecture:
     """Gated attention in every fourth layer, gated delta rules in the others."""
     every = fields.size("full_attention_interval", 4)
-    usual = [_LINEAR if (i + 1) % every else _FULL for i in range(fields.size("num_hidden_layers"))]
+    usual = [_LINEAR if (i + 1) % every else _FULL for i in range(fields.layers())]
     kinds = fields.layer_types(usual, (_FULL, _LINEAR))
     of = {_FULL: _qwen3_5_attention, _LINEAR: _qwen3_5_delta_rule}
     return fields.architecture([of[kind](fields) for kind in kinds], tied=False)

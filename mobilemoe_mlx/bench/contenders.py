@@ -132,6 +132,7 @@ def llama_cpp_command(
 
 def llama_cpp_shape(args: ModelArgs) -> dict[str, int]:
     """The sizes of `args` that the random GGUF takes; raises UserError for what it cannot take."""
+    args.check_routed_and_shared("llama.cpp's nearest architecture")
     if args.query_dim != args.hidden_size:
         raise UserError(
             "llama.cpp's nearest architecture needs num_attention_heads x head_dim = hidden_size, "

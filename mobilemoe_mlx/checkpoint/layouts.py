@@ -48,14 +48,20 @@ def parameter_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
             "self_attn.v_proj.weight": (kv_heads, d),
             "self_attn.o_proj.weight": (d, heads),
             "post_attention_layernorm.weight": (d,),
-            "feed_forward.router.weight": (experts, d),
-            "feed_forward.expert_bias": (experts,),
-            "feed_forward.experts.gate_up_proj.weight": (experts, d, 2 * width),
-            "feed_forward.experts.down_proj.weight": (experts, width, d),
-            "feed_forward.shared_expert.gate_proj.weight": (shared, d),
-            "feed_forward.shared_expert.up_proj.weight": (shared, d),
-            "feed_forward.shared_expert.down_proj.weight": (d, shared),
         }
+        if experts:
+            layer |= {
+                "feed_forward.router.weight": (experts, d),
+                "feed_forward.expert_bias": (experts,),
+                "feed_forward.experts.gate_up_proj.weight": (experts, d, 2 * width),
+                "feed_forward.experts.down_proj.weight": (experts, width, d),
+            }
+        if shared:
+            layer |= {
+                "feed_forward.shared_expert.gate_proj.weight": (shared, d),
+                "feed_forward.shared_expert.up_proj.weight": (shared, d),
+                "feed_forward.shared_expert.down_proj.weight": (d, shared),
+            }
         shapes |= {f"model.layers.{n}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (d,)
     return shapes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mobilemoe_mlx.cli.byte_size import byte_size
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.sizes import byte_size
 from mobilemoe_mlx.config import SCALE_RULES
 
 EXAMPLES = (

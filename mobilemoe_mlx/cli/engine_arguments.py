@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
-from mobilemoe_mlx.cli.byte_size import byte_size
+from mobilemoe_mlx.cli.sizes import byte_size
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -185,21 +185,30 @@ class SharedExpert(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Routed experts plus the shared one."""
+    """Routed experts plus the shared one; one kind may be absent."""
 
     def __init__(self, args: Config) -> None:
         super().__init__()
-        self.router = Router(args)
-        # A parameter only to be loaded by name: no gradient reaches it.
-        self.expert_bias = nn.Parameter(torch.zeros(args.num_local_experts), requires_grad=False)
-        self.experts = Experts(args)
-        self.shared_expert = SharedExpert(args)
+        self.is_dense = args.num_local_experts == 0
+        self.is_shared = args.intermediate_size_mlp > 0
+        if not self.is_dense:
+            self.router = Router(args)
+            # A parameter only to be loaded by name: no gradient reaches it.
+            bias = torch.zeros(args.num_local_experts)
+            self.expert_bias = nn.Parameter(bias, requires_grad=False)
+            self.experts = Experts(args)
+        if self.is_shared:
+            self.shared_expert = SharedExpert(args)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """x [batch, tokens, hidden] -> (the same shape, the routing)."""
+        """x [batch, tokens, hidden] -> (the same shape, the routing; of a dense layer empty)."""
         tokens = x.flatten(0, 1)
+        if self.is_dense:
+            none = torch.zeros(len(tokens), 0)
+            return self.shared_expert(x), Routing(none, none, none.long(), none)
         routing = self.router(tokens, self.expert_bias)
-        return self.experts(tokens, routing).view_as(x) + self.shared_expert(x), routing
+        total = self.experts(tokens, routing).view_as(x)
+        return (total + self.shared_expert(x) if self.is_shared else total), routing
 
 
 class DecoderLayer(nn.Module):

@@ -54,6 +54,11 @@ class CPUEngine(Engine):
         tensors = published.tensors
         self.expert_files, source = None, None
         if expert_memory is not None:
+            if not self.args.num_local_experts:
+                raise UserError(
+                    f"{self.folder} is a dense model, without experts to be read when they are "
+                    "needed: leave out the memory for experts."
+                )
             tensors = _without_experts(tensors, self.args)
         self.tensors = MappedTensors(tensors, large_pages=expert_memory is None)
         try:

@@ -66,11 +66,17 @@ def kernel_config(args: ModelArgs, library: Library) -> tuple[s.Config, np.ndarr
 
 
 def kernel_weights(args: ModelArgs, tensors: Arrays) -> tuple[s.Weights, object]:
-    """-> (the weights, the array of layers that they point to); experts may be absent."""
+    """-> (the weights, the array of layers that they point to).
+
+    Routed experts may be absent, and so may what the model's form does not have.
+    """
 
     def int4(parameter: str) -> s.Int4:
         codes, scales = packed_names(parameter)
         return s.Int4(tensor(tensors[codes]), tensor(tensors[scales]))
+
+    def shared(parameter: str) -> s.Int4:
+        return int4(parameter) if args.intermediate_size_mlp else s.Int4()
 
     def experts(codes: str, scales: str) -> s.Int4:
         return s.Int4(tensor(tensors.get(codes)), tensor(tensors.get(scales)))
@@ -85,13 +91,13 @@ def kernel_weights(args: ModelArgs, tensors: Arrays) -> tuple[s.Weights, object]
         at += ".feed_forward"
         names = expert_names(index)
         layer.feed_forward = s.MoeWeights(
-            tensor(tensors[f"{at}.router.weight"]),
-            tensor(tensors[f"{at}.expert_bias"]),
+            tensor(tensors[f"{at}.router.weight"] if args.num_local_experts else None),
+            tensor(tensors[f"{at}.expert_bias"] if args.num_local_experts else None),
             experts(*names[:2]),
             experts(*names[2:]),
-            int4(f"{at}.shared_expert.gate_proj"),
-            int4(f"{at}.shared_expert.up_proj"),
-            int4(f"{at}.shared_expert.down_proj"),
+            shared(f"{at}.shared_expert.gate_proj"),
+            shared(f"{at}.shared_expert.up_proj"),
+            shared(f"{at}.shared_expert.down_proj"),
         )
     weights = s.Weights(int4("model.embed_tokens"), tensor(tensors["model.norm.weight"]), layers)
     return weights, layers

@@ -96,6 +96,7 @@ def _finetune(
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     base_folder = hub.resolve(base)
     checkpoint = open_checkpoint(base_folder)
+    checkpoint.args.check_routed_and_shared("Fine-tuning")
     config = load_finetune_recipe(
         options.recipe,
         options.method,

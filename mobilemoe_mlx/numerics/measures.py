@@ -83,13 +83,13 @@ def _compare_layer(
     comparison = LayerComparison(
         layer=index,
         hidden=TensorError.between(measured.hidden, reference.hidden),
-        selection_agreement=float(common.mean() / slots),
+        selection_agreement=float(common.mean() / slots) if slots else 1.0,  # of a dense layer
         tokens_differing=int(differing.sum()),
         first_flips=int(flips.sum()),
         flip_margin=(
             float((ranked[:, slots - 1] - ranked[:, slots]).max()) if flips.any() else None
         ),
-        score_error=float(score_error.max()) if same_so_far.any() else None,
+        score_error=float(score_error.max()) if score_error.size else None,
     )
     return comparison, differing
 

@@ -35,7 +35,9 @@ def trace_mlx(model: Model, tokens: list[int], rows: list[int] | None = None) ->
     mx.eval(logits, traced)
     layers = []
     for layer, (hidden, routing) in zip(model.layers, traced, strict=True):
-        scores = mx.sigmoid(routing.logits) + layer.feed_forward.expert_bias.astype(mx.float32)
+        scores = mx.sigmoid(routing.logits)
+        if scores.size:
+            scores = scores + layer.feed_forward.expert_bias.astype(mx.float32)
         layers.append(LayerValues(_numpy(hidden[0]), _numpy(scores), np.array(routing.experts)))
     return Trace(layers, _numpy(logits[0]))
 

@@ -71,6 +71,7 @@ def quickstart(
     config = load_recipe(
         recipe, [f"tokenizer.path='{tokenizer_folder}'", f"data.folder='{corpus}'", *overrides]
     )
+    config.model.check_routed_and_shared("The quickstart's Core ML package")
     _clear(folder, overwrite)
     steps = _Steps(7, say)
 

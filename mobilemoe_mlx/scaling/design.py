@@ -116,15 +116,14 @@ class Design:
     tokens_per_second: float | None
 
     @property
-    def args(self) -> ModelArgs | None:
-        """The configuration to build; None without a shared expert (see `Shape.model_args`)."""
-        return self.shape.model_args() if self.shape.shared else None
+    def args(self) -> ModelArgs:
+        """The configuration to build."""
+        return self.shape.model_args()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON, the configuration as config.json has it."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        args = self.args
-        return {**record, "shape": self.shape.to_dict(), "config": args.to_dict() if args else None}
+        return {**record, "shape": self.shape.to_dict(), "config": self.args.to_dict()}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ class _Problem:
 
         def value(points: Array, rows: npt.NDArray[np.int64]) -> tuple[Array, Array]:
             weight = weights[rows]
-            with np.errstate(over="ignore", invalid="ignore"):
+            # A step may go too far; the minimiser takes none to where there is no number.
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 parts = (
                     np.exp(points[:, :split] @ self.by_size.T),
                     np.exp(points[:, split:-1] @ self.by_data.T),
@@ -115,8 +116,9 @@ class _Problem:
         split = self.by_size.shape[1]
         size, data = self.size_mixing @ point[:split], self.data_mixing @ point[split:-1]
         named = dict.fromkeys(COEFFICIENTS, 0.0)
-        named["A"], named["B"] = math.exp(size[0]), math.exp(data[0])
-        named["c"] = math.exp(point[-1])
+        with np.errstate(over="ignore"):
+            named["A"], named["B"] = float(np.exp(size[0])), float(np.exp(data[0]))
+            named["c"] = float(np.exp(point[-1]))
         named.update(zip(self.size_names, map(float, size[1:]), strict=True))
         named.update(zip(self.data_names, map(float, data[1:]), strict=True))
         return named
@@ -146,8 +148,8 @@ def fit(
 
     `bootstrap`: draws of the rows for the intervals. `hold_out`: the share of rows, those with the
     most training FLOPs (active x tokens), that a second fit does without to be tested on them.
-    Raises UserError for an unknown form, for too few rows, and where the rows cannot tell the
-    form's coefficients apart.
+    Raises UserError for an unknown form, for too few rows, where the rows cannot tell the form's
+    coefficients apart, and for losses that no such law has.
     """
     if form not in FORMS:
         raise UserError(
@@ -161,6 +163,11 @@ def fit(
     law = _law(problem.coefficients(best), rows, form)
     predicted = _predictions(law, rows)
     measured = np.array([row.loss for row in rows])
+    if predicted is None:
+        raise UserError(
+            f"The fit of the form '{form}' ends where its law has no numbers: losses from "
+            f"{measured.min():.4g} to {measured.max():.4g} nats per token are not those of one law."
+        )
     squared = float(np.mean((np.log(predicted) - np.log(measured)) ** 2))
     law = dataclasses.replace(law, rmse=float(np.sqrt(np.mean((predicted - measured) ** 2))))
     held_out, number = _held_out(rows, form, hold_out, random)
@@ -203,6 +210,8 @@ def _problem(rows: Sequence[Row], form: str) -> _Problem:
     e = np.log(PAPER.effective_experts(np.array([row.experts for row in rows])))
     names = [tuple(n for n in each if n in FORMS[form]) for each in (_BY_SIZE, _BY_DATA)]
     needed = sum(map(len, names)) + 3
+    if len({row.loss for row in rows}) < 2:
+        raise UserError(f"All {len(rows)} rows have the loss {rows[0].loss:g}: nothing to fit.")
     if len(rows) <= needed:
         raise UserError(
             f"{len(rows)} rows are too few for the form '{form}', which has {needed} coefficients: "
@@ -318,7 +327,9 @@ def _held_out(
         return None, 0
     point, _ = _best(problem, _approached(problem, random))
     law = _law(problem.coefficients(point), kept, form)
-    errors = _predictions(law, out) - np.array([row.loss for row in out])
+    if (predicted := _predictions(law, out)) is None:
+        return None, 0
+    errors = predicted - np.array([row.loss for row in out])
     return float(np.sqrt(np.mean(errors**2))), number
 
 
@@ -337,10 +348,14 @@ def _law(coefficients: dict[str, float], rows: Sequence[Row], form: str) -> Law:
     )
 
 
-def _predictions(law: Law, rows: Sequence[Row]) -> Array:
-    predicted: Array = law.loss(
-        np.array([row.active for row in rows]),
-        np.array([row.tokens for row in rows]),
-        np.array([row.experts for row in rows]),
-    )
-    return predicted
+def _predictions(law: Law, rows: Sequence[Row]) -> Array | None:
+    """The law's losses of the rows; None where they are too large for numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        predicted: Array = law.loss(
+            np.array([row.active for row in rows]),
+            np.array([row.tokens for row in rows]),
+            np.array([row.experts for row in rows]),
+        )
+    known = [getattr(law, name) for name in COEFFICIENTS]
+    # Squares of them are taken, too.
+    return predicted if np.isfinite(known).all() and (predicted < 1e100).all() else None

@@ -54,7 +54,7 @@ def of_law(law: Law, tokens: float) -> dict[str, bytes]:
 
 def iso_flop(law: Law) -> bytes:
     """Loss over active parameters at equal training FLOPs, 6 N D, a line for each E."""
-    figure, panels = _figure(2)
+    figure, panels = figure_of(2)
     low, high = (math.log10(each) for each in law.fitted_on.active)
     active = np.logspace(low - 0.3, high + 0.3, 200)
     middle = math.sqrt(math.prod(law.fitted_on.active)) * math.sqrt(math.prod(law.fitted_on.tokens))
@@ -70,12 +70,12 @@ def iso_flop(law: Law) -> bytes:
         panel.set_xlabel("active parameters, billions (grey: what the law was fitted on)")
         panel.set_ylabel("predicted loss, nats per token")
         panel.set_title(f"{flops:.1e} training FLOPs")
-    return _png(figure, panels)
+    return png_of(figure, panels)
 
 
 def iso_memory(law: Law, tokens: float) -> bytes:
     """Loss over E at equal memory, each the best shape with k = 1 that fits."""
-    figure, panels = _figure(1)
+    figure, panels = figure_of(1)
     for memory in (0.25e9, 0.5e9, 1e9, 2e9, 4e9):
         found = _by_experts(Bounds(memory=memory), law, tokens)
         panels[0].plot([*found], [*found.values()], "o-", label=f"{memory / 1e9:g} GB")
@@ -84,12 +84,12 @@ def iso_memory(law: Law, tokens: float) -> bytes:
     panels[0].set_xlabel("E, expert equivalents")
     panels[0].set_ylabel("predicted loss, nats per token")
     panels[0].set_title(f"equal memory, {tokens:.3g} tokens")
-    return _png(figure, panels)
+    return png_of(figure, panels)
 
 
 def loss_against_memory(law: Law, tokens: float) -> bytes:
     """Loss over memory at equal FLOPs per token, those of S and of M at a context of 8192."""
-    figure, panels = _figure(2)
+    figure, panels = figure_of(2)
     for panel, name in zip(panels, "SM", strict=True):
         bounds = bounds_of(name)
         memories = np.geomspace(0.12, 1.6, 12) * bounds.memory
@@ -105,7 +105,7 @@ def loss_against_memory(law: Law, tokens: float) -> bytes:
         panel.set_xlabel("memory: INT4 weights and 8-bit cache, GB")
         panel.set_ylabel("predicted loss, nats per token")
         panel.set_title(f"{bounds.flops:.2g} FLOPs per token (MobileMoE-{name}'s)")
-    return _png(figure, panels)
+    return png_of(figure, panels)
 
 
 def sweet_spot(bounds: Bounds, law: Law, tokens: float) -> bytes:
@@ -115,7 +115,7 @@ def sweet_spot(bounds: Bounds, law: Law, tokens: float) -> bytes:
     loss = {(each.shape.E, each.shape.g): each.loss for each in designs}
     experts = [each for each in space.experts if each > 1]
     grid = np.array([[loss.get((e, g), np.nan) for g in space.granularities] for e in experts])
-    figure, panels = _figure(1)
+    figure, panels = figure_of(1)
     image = panels[0].imshow(grid, origin="lower", cmap="viridis_r", aspect="auto")
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
@@ -127,7 +127,7 @@ def sweet_spot(bounds: Bounds, law: Law, tokens: float) -> bytes:
     panels[0].set_ylabel("E, expert equivalents (k = 1)")
     panels[0].set_title(f"predicted loss within the bounds, {tokens:.3g} tokens")
     figure.colorbar(image, label="nats per token")
-    return _png(figure, [])
+    return png_of(figure, [])
 
 
 def of_fit(fitted: Fit, rows: Sequence[Row]) -> dict[str, bytes]:
@@ -135,7 +135,7 @@ def of_fit(fitted: Fit, rows: Sequence[Row]) -> dict[str, bytes]:
     measured = np.array([row.loss for row in rows])
     residuals = np.array(fitted.residuals)
     experts = np.array([row.experts for row in rows])
-    figure, (panel,) = _figure(1)
+    figure, (panel,) = figure_of(1)
     for each in sorted(set(experts)):
         of = experts == each
         panel.plot(measured[of], measured[of] + residuals[of], ".", label=f"E = {each:g}")
@@ -144,8 +144,8 @@ def of_fit(fitted: Fit, rows: Sequence[Row]) -> dict[str, bytes]:
     panel.set_xlabel("measured loss, nats per token")
     panel.set_ylabel("predicted loss, nats per token")
     panel.set_title(f"form '{fitted.form}', RMSE {fitted.law.rmse:.4f}")
-    against = _png(figure, [panel])
-    figure, panels = _figure(3)
+    against = png_of(figure, [panel])
+    figure, panels = figure_of(3)
     for panel, (label, values) in zip(
         panels,
         {
@@ -160,12 +160,12 @@ def of_fit(fitted: Fit, rows: Sequence[Row]) -> dict[str, bytes]:
         panel.set_xscale("log")
         panel.set_xlabel(label)
         panel.set_ylabel("predicted less measured, nats per token")
-    return {"predicted-against-measured": against, "residuals": _png(figure, [])}
+    return {"predicted-against-measured": against, "residuals": png_of(figure, [])}
 
 
 def pareto(models: Sequence[Costed]) -> bytes:
     """Published scores over FLOPs per token and over INT4 bytes, counted here."""
-    figure, panels = _figure(2)
+    figure, panels = figure_of(2)
     label = f"FLOPs per token at a context of {models[0].accounting.context:,}, billions"
     costs: dict[str, list[float]] = {
         label: [each.accounting.flops_per_token / BILLION for each in models],
@@ -185,7 +185,7 @@ def pareto(models: Sequence[Costed]) -> bytes:
         panel.margins(x=0.15)
         panel.set_xlabel(label)
         panel.set_ylabel("mean of 14 benchmarks, % (published)")
-    return _png(figure, [])
+    return png_of(figure, [])
 
 
 def _edge(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -206,7 +206,8 @@ def _by_experts(
     return dict(sorted((each.shape.E, each.loss) for each in designs))
 
 
-def _figure(number: int) -> tuple[Any, list[Any]]:
+def figure_of(number: int) -> tuple[Any, list[Any]]:
+    """A figure with so many panels beside each other, and the panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * number, 4), layout="constrained")
@@ -223,7 +224,8 @@ def _tick(panel: Any) -> None:
     panel.xaxis.set_minor_formatter("")
 
 
-def _png(figure: Any, with_legend: list[Any]) -> bytes:
+def png_of(figure: Any, with_legend: list[Any]) -> bytes:
+    """The figure as PNG, its logarithmic axes ticked; the panels `with_legend` get one."""
     for panel in with_legend:
         panel.legend(fontsize=7)
         panel.grid(alpha=0.3)

@@ -7,6 +7,7 @@ A line is a JSON object with the fields of `Row`; other fields are left alone. L
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +20,47 @@ from mobilemoe_mlx.errors import UserError
 class Row:
     """One training run."""
 
-    active: tables.Positive  # parameters per token, embedding included
-    tokens: tables.Positive  # trained on
-    experts: Annotated[float, tables.Bounds(least=1)]  # E over k, as in `law`
-    loss: tables.Positive  # nats per token
-    granularity: tables.Positive = 8.0  # g
+    # Bounds far outside of what was ever trained: beyond, something else was written by mistake.
+    active: Annotated[float, tables.Bounds(least=1, most=1e14)]  # per token, embedding included
+    tokens: Annotated[float, tables.Bounds(least=1, most=1e17)]  # trained on
+    experts: Annotated[float, tables.Bounds(least=1, most=1e5)]  # E over k, as in `law`
+    loss: Annotated[float, tables.Bounds(least=1e-3, most=20)]  # nats per token; chance has ln V
+    granularity: Annotated[float, tables.Bounds(least=1, most=1e4)] = 8.0  # g
     shared: bool = True  # there is a shared expert
     seed: int = 0
+    # What a sweep writes beside it, for pictures; 0: not known.
+    hidden_size: tables.CountOrZero = 0
+    layers: tables.CountOrZero = 0
+    int4_bytes: tables.NotNegative = 0.0
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there is nothing to split or share."""
+        return self.experts == 1
+
+    @property
+    def family(self) -> tuple[float, bool]:
+        """Granularity and whether there is a shared expert."""
+        return self.granularity, self.shared
+
+
+def of_family(rows: Sequence[Row], granularity: float | None, shared: bool | None) -> list[Row]:
+    """The rows of one granularity, with or without a shared expert (None: either), and the dense.
+
+    Raises UserError where there are none but dense ones.
+    """
+    kept = [
+        row
+        for row in rows
+        if row.is_dense or (granularity in (None, row.granularity) and shared in (None, row.shared))
+    ]
+    if all(row.is_dense for row in kept) and kept != list(rows):
+        known = sorted({row.family for row in rows if not row.is_dense})
+        there = ", ".join(
+            f"g = {g:g} {'with' if s else 'without'} a shared expert" for g, s in known
+        )
+        raise UserError(f"No row is of that granularity and sharing; there are {there}.")
+    return kept
 
 
 def read_rows(path: Path | str) -> list[Row]:

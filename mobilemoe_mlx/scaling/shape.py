@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from mobilemoe_mlx.accounting.architecture import Architecture, mixture_layer
-from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.config import GROUP_SIZE, PRESETS, ModelArgs
 
 # Published of S, M and L (docs/model.md): heads, vocabulary, context.
 _HEAD_DIM, _KEY_VALUE_HEADS, _VOCABULARY, _CONTEXT = 64, 4, 128256, 8192
@@ -76,28 +76,25 @@ class Shape:
             layers=(layer,) * self.layers,
         )
 
-    def model_args(self) -> ModelArgs:
-        """The configuration to build and train.
+    def model_args(self, like: ModelArgs = PRESETS["S"]) -> ModelArgs:
+        """The configuration to build and train; what a shape does not say is as in `like`.
 
-        Raises UserError for a shape without a shared expert: this package's model has one always.
+        Raises UserError for sizes that no model can have, by the name of config.json's field.
         """
-        if self.is_dense or not self.shared:
-            raise UserError(
-                f"{self}: MobileMoE's configuration has no form without a shared expert."
-            )
         experts, selected = self.routed
-        return ModelArgs(
+        return dataclasses.replace(
+            like,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
-            num_attention_heads=self.hidden_size // _HEAD_DIM,
-            num_key_value_heads=_KEY_VALUE_HEADS,
-            head_dim=_HEAD_DIM,
-            intermediate_size=self.expert_width,
+            no_rope_layers=(),
+            layer_types=(),
+            num_attention_heads=self.hidden_size // like.head_dim,
+            intermediate_size=self.expert_width if experts else 0,
             intermediate_size_mlp=self.shared_width,
             num_local_experts=experts,
             num_experts_per_tok=selected,
-            vocab_size=_VOCABULARY,
-            max_position_embeddings=_CONTEXT,
+            # A single expert's score over itself is 1: its router would never learn.
+            norm_topk_prob=like.norm_topk_prob and selected != 1,
         )
 
     def to_dict(self) -> dict[str, Any]:

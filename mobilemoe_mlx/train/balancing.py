@@ -27,8 +27,11 @@ def load_statistics(counts: mx.array) -> dict[str, list[float]]:
     """Per layer, from counts [layers, experts]: the load's evenness.
 
     `load_entropy`: entropy of the load divided by log(experts), 1 = even. `max_load`: the busiest
-    expert's load over the mean. `dead_experts`: experts that no token chose.
+    expert's load over the mean. `dead_experts`: experts that no token chose. Nothing of a model
+    without routed experts.
     """
+    if not counts.size:
+        return {}
     load = counts / mx.maximum(counts.sum(axis=-1, keepdims=True), 1)
     experts = counts.shape[-1]
     entropy = -(load * mx.log(mx.maximum(load, 1e-30))).sum(axis=-1) / mx.log(experts)

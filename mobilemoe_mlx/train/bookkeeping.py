@@ -137,8 +137,9 @@ class Bookkeeping:
             **load_statistics(result.counts),
         }
         if step % _LOAD_EVERY == 0 or step == self.config.steps:
-            load = result.counts / mx.maximum(result.counts.sum(axis=-1, keepdims=True), 1)
-            record["load"] = [[round(x, 5) for x in layer] for layer in load.tolist()]
+            if result.counts.size:
+                load = result.counts / mx.maximum(result.counts.sum(axis=-1, keepdims=True), 1)
+                record["load"] = [[round(x, 5) for x in layer] for layer in load.tolist()]
             record["sources"] = self.data.batches.statistics().to_dict()["sources"]
         self.metrics.step(record, self.data.batches.statistics().tokens - self._tokens_before)
         self._step_seconds = time.monotonic() - self._step_began

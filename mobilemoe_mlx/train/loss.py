@@ -21,7 +21,8 @@ class LossSums(NamedTuple):
 
     cross_entropy: mx.array  # float32 scalar, over the targets that count
     z: mx.array  # float32 scalar, over real tokens and layers
-    counts: mx.array  # float32 [layers, experts], real tokens that chose each expert
+    # float32 [layers, experts], real tokens that chose each expert; [0, 0] of a dense model
+    counts: mx.array
 
 
 def loss_sums(
@@ -52,10 +53,13 @@ def loss_sums(
     counts = []
     for layer in trace:
         logits = layer.routing.logits
+        if not logits.shape[-1]:  # of a dense layer
+            continue
         z = z + (mx.square(logsumexp(logits)) * real).sum()
         counts.append(expert_counts(layer.routing.experts, real, logits.shape[-1]))
     cross_entropy = cross_entropy_sum(model, hidden, targets, loss_mask, chunk)
-    return LossSums(cross_entropy, z, mx.stop_gradient(mx.stack(counts)))
+    all_counts = mx.stack(counts) if counts else mx.zeros((0, 0))
+    return LossSums(cross_entropy, z, mx.stop_gradient(all_counts))
 
 
 def cross_entropy_sum(

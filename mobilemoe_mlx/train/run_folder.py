@@ -217,7 +217,7 @@ class RunFolder:
         if not saved:
             return
         for name in ("model", "tokenizer"):
-            if changed := _changed(saved.get(name, {}), now[name], f"{name}."):
+            if changed := changed_values(saved.get(name, {}), now[name], f"{name}."):
                 raise UserError(
                     f"{self.path} holds a run of another {name} ({_differ(changed)}): choose "
                     "another folder with --run."
@@ -225,7 +225,7 @@ class RunFolder:
         for name, stage in now["stages"].items():
             if not self.stage(name).has_started:
                 continue
-            if changed := _changed(saved.get("stages", {}).get(name, {}), stage):
+            if changed := changed_values(saved.get("stages", {}).get(name, {}), stage):
                 raise UserError(
                     f"{self.stage(name).path} was run with another recipe ({_differ(changed)}): "
                     "resume with the same values, or start in another folder with --run."
@@ -270,8 +270,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         copy_companions(source, new)
 
 
-def _changed(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ and matter to the losses."""
+def changed_values(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values of `now` that differ and matter to the losses."""
     now = json.loads(json.dumps(now))  # tuples as the file holds them
     out: list[str] = []
     for name, value in now.items():
@@ -279,7 +279,9 @@ def _changed(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
             continue
         if isinstance(value, dict):
             before = saved.get(name)
-            out += _changed(before if isinstance(before, dict) else {}, value, f"{prefix}{name}.")
+            out += changed_values(
+                before if isinstance(before, dict) else {}, value, f"{prefix}{name}."
+            )
         elif saved.get(name) != value:
             out.append(prefix + name)
     if prefix.endswith("sources."):

@@ -36,7 +36,7 @@ class StepResult(NamedTuple):
     z_loss: float  # mean over tokens of the layers' squared log-sum-exp, summed over layers
     grad_norm: float  # before clipping
     learning_rate: float
-    counts: mx.array  # float32 [layers, experts]
+    counts: mx.array  # float32 [layers, experts]; [0, 0] of a dense model
 
 
 class Trainer:
@@ -54,6 +54,11 @@ class Trainer:
         self.config = config
         self.group = group or mx.distributed.init()
         self.step = 0
+        self._routed = {  # the feed-forward layers that route, by their paths
+            f"model.layers.{number}.feed_forward": layer.feed_forward
+            for number, layer in enumerate(model.layers)
+            if "expert_bias" in layer.feed_forward
+        }
         self._has_dropout = any(a.dropout_rate > 0 for a in adapter_layers(model).values())
         self.micro_rows = micro_rows(config, self.group.size())
         self._objective_and_gradients = mx.value_and_grad(self._objective)
@@ -73,8 +78,8 @@ class Trainer:
         self.parameters: Any = tree_unflatten(
             [(name, weight.astype(self._master_type(name))) for name, weight in trainable]
         )
-        biases = [layer.feed_forward.expert_bias for layer in self.model.layers]
-        self.biases = mx.stack(biases).astype(mx.float32)
+        biases = [layer.expert_bias for layer in self._routed.values()]
+        self.biases = mx.stack(biases).astype(mx.float32) if biases else mx.zeros((0, 0))
         self.optimizer = make_optimizer(self.config.optimizer, self.config.lora_b_rate)
         self.optimizer.init(_in_float32(self.parameters))
         mx.eval(self.parameters, self.biases, self.optimizer.state)
@@ -85,8 +90,8 @@ class Trainer:
     def trained_parameters(self) -> dict[str, Any]:
         """The masters and selection biases, float32, under the model's names."""
         biases = [
-            (f"model.layers.{layer}.feed_forward.expert_bias", bias)
-            for layer, bias in enumerate(self.biases)
+            (f"{path}.expert_bias", bias)
+            for path, bias in zip(self._routed, self.biases, strict=True)
         ]
         tree: dict[str, Any] = tree_unflatten(tree_flatten(_in_float32(self.parameters)) + biases)
         return tree
@@ -217,8 +222,8 @@ class Trainer:
 
     def _install(self, parameters: Any, biases: mx.array) -> None:
         self.model.update(parameters)
-        for layer, bias in zip(self.model.layers, biases, strict=True):
-            layer.feed_forward.expert_bias = bias
+        for layer, bias in zip(self._routed.values(), biases, strict=True):
+            layer.expert_bias = bias
 
     def _sum(self, values: Sequence[Any] | mx.array) -> mx.array:
         """Elementwise sum over the processes, float32."""

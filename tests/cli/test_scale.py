@@ -33,6 +33,7 @@ def test_predict(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["by_size"] + found["by_data"] + found["floor"] == pytest.approx(found["loss"])
     assert found["warnings"] == []
     assert "2.3458" in scale(capsys, line)
+    assert "2.3458" in scale(capsys, "predict --active 300M --tokens 0.5T --experts 8")
     assert "this is an extrapolation" in scale(capsys, "predict --active 3e8 --tokens 6e12")
 
 
@@ -44,8 +45,9 @@ def test_design(capsys: pytest.CaptureFixture[str]) -> None:
     assert "S lies 0.00% above the best" in scale(capsys, line)
     fast = "design --memory 1e9 --device iphone16pro --tokens-per-second 30 --k 1 --g 8"
     assert record(capsys, fast)["best"]["tokens_per_second"] >= 30
-    dense = scale(capsys, "design --memory 1e9 --experts 1")
-    assert "Without a shared expert" in dense
+    dense = scale(capsys, "design --memory 1e9 --experts 1 --k 1")
+    assert "dense, of the width " in dense
+    assert "dense, of the width" in scale(capsys, "design --memory 1GB --experts 1 --tokens 0.5T")
 
 
 def test_fit_and_what_is_done_with_it(
@@ -91,7 +93,10 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("predict --active 1e9 --tokens 1e9 --experts 0", "0 experts"),
         ("predict --active 1e9 --tokens 1e9 --law nowhere.json", "nowhere.json"),
         ("design --memory 1e7", "No design fits into 0.01 GB"),
-        ("design --memory -1", "memory is -1; it must be above 0"),
+        ("design --memory -1", "'-1' is no size; write it like 500MB, 5GB or 5e9"),
+        ("design --memory 0", "memory is 0; it must be above 0"),
+        ("predict --active big --tokens 6T", "'big' is no number; write it like 300M, 6T or"),
+        ("predict --active 300MB --tokens 6T", "'300MB' is no number"),
         ("design --tokens-per-second 10", "needs a device"),
         ("design --device nokia", "no device 'nokia'"),
         ("design --like S --memory 1e9", "leave out --memory"),
@@ -99,7 +104,7 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("design --g 3", "g = 3: known of a granularity's price are 1, 2, 4, 8, 16"),
         ("design --k 0", "k = 0: it must be 1 or more"),
         ("design --experts 0", "E / k = 0: it must be 1 or more"),
-        ("design --runtime-memory -5", "runtime_memory is -5; it must be 0 or more"),
+        ("design --runtime-memory -5", "'-5' is no size"),
         ("fit nowhere.jsonl", "nowhere.jsonl"),
         ("fit runs.jsonl --bootstrap -1", "bootstrap is -1"),
         ("fit runs.jsonl --form joined", "no form 'joined' (did you mean 'joint'?)"),
@@ -125,4 +130,4 @@ def test_mistakes_are_told(
 
 def test_bare_scale_lists_its_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     out = scale(capsys, "")
-    assert all(task in out for task in ("predict", "design", "fit", "compare"))
+    assert all(task in out for task in ("predict", "design", "sweep", "fit", "compare"))

@@ -34,6 +34,19 @@ def test_the_published_sizes_are_points_of_the_space(name: str) -> None:
     assert cost(shape.architecture(), 64, as_the_paper=True) == account(args, 64)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(1, 1, 1, False, 512, 12),
+        Shape(8, 1, 4, False, 512, 12),
+        Shape(4, 2, 1, False, 256, 8),
+        Shape(4, 2, 4, True, 256, 8),
+    ],
+)
+def test_every_shape_has_a_configuration_of_its_cost(shape: Shape) -> None:
+    assert account(shape.model_args(), 64) == cost(shape.architecture(), 64, as_the_paper=True)
+
+
 def test_splitting_and_sharing_change_neither_size() -> None:
     """Equal active and total parameters, but for the routers and their biases."""
     routing = {}
@@ -159,7 +172,7 @@ def test_what_cannot_be_asked() -> None:
         Bounds(tokens_per_second=10)
     with pytest.raises(UserError, match="tiny is not of the paper's design space"):
         design_of("tiny", Bounds(context=512))
-    with pytest.raises(UserError, match="no form without a shared expert"):
-        Shape(8, 1, 4, False, 512, 12).model_args()
+    with pytest.raises(UserError, match="intermediate_size is 16; it must be a multiple"):
+        Shape(8, 1, 16, False, 64, 2).model_args(PRESETS["tiny"])
     with pytest.raises(UserError, match="8193 tokens: this model takes 1 to 8192"):
         find(Bounds(context=8193))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ import synthetic_losses
 
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.scaling.fit import COEFFICIENTS, Fit, _problem, compare_forms, fit
+from mobilemoe_mlx.scaling.fit_doubts import doubts, mixed_families
 from mobilemoe_mlx.scaling.law import PAPER, read_law
-from mobilemoe_mlx.scaling.results import Row, read_rows
+from mobilemoe_mlx.scaling.results import Row, of_family, read_rows
 
 NOISE = 0.002
 
@@ -120,6 +123,41 @@ def test_rows_that_do_not_allow_a_fit(given: list[Row], form: str, told: str) ->
         fit(given, form, bootstrap=0)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda row, draw: 3.0, "All 90 rows have the loss 3: nothing to fit"),
+        (lambda row, draw: 10 ** draw(-3, 1.3), "are not those of one law|no more than their mean"),
+        (lambda row, draw: 20 if row.active == 3e8 else 1e-3, "alpha = .* exponents that large"),
+        (lambda row, draw: 1 + row.tokens / 1e11, "loss rises with more tokens at 90 of 90 rows"),
+        (lambda row, draw: 3 + draw(0, 1e-3), "no more than their mean"),
+    ],
+)
+def test_absurd_losses_are_told_of(loss: Any, told: str) -> None:
+    """In a sentence: no warning of numpy's, no law without a word."""
+    draw = np.random.default_rng(0).uniform
+    given = [dataclasses.replace(row, loss=loss(row, draw)) for row in synthetic_losses.rows(0)]
+    try:
+        fitted = fit(given, bootstrap=5)
+        said = " ".join(doubts(fitted, given))
+    except UserError as error:
+        said = str(error)
+    assert re.search(told, said), said
+
+
+def test_a_good_fit_is_not_doubted(fitted: Fit) -> None:
+    assert doubts(fitted, synthetic_losses.rows(NOISE)) == []
+
+
+def test_rows_that_are_not_alike_are_told_of() -> None:
+    given = synthetic_losses.rows(0)
+    mixed = [dataclasses.replace(row, granularity=2 + row.experts % 4) for row in given]
+    (told,) = mixed_families(mixed)
+    assert "g = 2 with a shared expert, g = 4 with a shared expert" in told
+    assert mixed_families(of_family(mixed, 4, True)) == mixed_families(given) == []
+
+
 def test_results_are_read(tmp_path: Path) -> None:
     given = synthetic_losses.rows(0)[:2]
     path = synthetic_losses.write(tmp_path / "r.jsonl", given)
@@ -135,11 +173,19 @@ def test_results_are_read(tmp_path: Path) -> None:
         ('{"active": 1e8, "tokens": 1e9, "experts": 1}', "line 2: loss is missing"),
         (
             '{"active": -1, "tokens": 1e9, "experts": 1, "loss": 3}',
-            "line 2: active is -1.0; it must be above 0",
+            "line 2: active is -1.0; it must be in 1..1e.14",
         ),
         (
             '{"active": 1e8, "tokens": 1e9, "experts": 0.5, "loss": 3}',
-            "line 2: experts is 0.5; it must be >= 1",
+            "line 2: experts is 0.5; it must be in 1..100000",
+        ),
+        (
+            '{"active": 1e8, "tokens": 1e9, "experts": 1, "loss": 1e300}',
+            r"line 2: loss is 1e.300; it must be in 0.001..20",
+        ),
+        (
+            '{"active": 0.3, "tokens": 100, "experts": 1, "loss": 3}',
+            "line 2: active is 0.3; it must be in 1..1e",
         ),
         ('{"active": "big", "tokens": 1e9, "experts": 1, "loss": 3}', "line 2: active is 'big'"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mobilemoe_mlx.cli.sub_commands import SubCommands
 
-TASKS = ("predict", "design", "fit", "compare")
+TASKS = ("predict", "design", "sweep", "fit", "compare")
 
 _commands = SubCommands(__name__, "task", TASKS)
 EXAMPLES = _commands.examples()

@@ -13,6 +13,7 @@ from mobilemoe_mlx.cli.scale.pictures_option import (
     check_pictures,
     write_pictures,
 )
+from mobilemoe_mlx.cli.sizes import byte_size, count
 from mobilemoe_mlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the task's arguments."""
     parser.add_argument(
         "--memory",
-        type=float,
+        type=byte_size,
         metavar="BYTES",
-        help="weights and cache (default: 5e9, the paper's)",
+        help="weights and cache, like 1GB (default: 5GB, the paper's)",
     )
-    parser.add_argument("--flops", type=float, help="per token at the context, at most")
+    parser.add_argument(
+        "--flops", type=count, metavar="COUNT", help="per token at the context, at most"
+    )
     parser.add_argument(
         "--tokens-per-second", type=float, metavar="RATE", help="decoding on --device, at least"
     )
@@ -46,13 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--like", metavar="PRESET", help="bounds that S, M or L just meets, which is compared"
     )
     parser.add_argument(
-        "--tokens", type=float, help="training tokens (default: 500e9, the most of the law's fit)"
+        "--tokens",
+        type=count,
+        metavar="COUNT",
+        help="training tokens, like 500B (the default, the most of the law's fit)",
     )
     parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="default: 8192")
     parser.add_argument("--weights", choices=("int4", "bf16"), default="int4")
     parser.add_argument("--cache-bits", type=int, choices=(8, 16), default=8)
     parser.add_argument(
-        "--runtime-memory", type=float, default=0.0, metavar="BYTES", help="the runtime's own"
+        "--runtime-memory", type=byte_size, default=0, metavar="BYTES", help="the runtime's own"
     )
     for name, what in (
         ("experts", "E / k to try (default: 1 2 4 8 16 32)"),
@@ -148,13 +154,16 @@ def _text(found: Found, name: str | None, like: Design | None) -> str:
         worth = f"{price:.4f} nats per token" if price > 0 else "nothing: it does not bind"
         lines.append(f"A tenth more room in {bound.replace('_', ' ')}: {worth}.")
     args = found.best.args
-    if args is None:
-        lines.append("Without a shared expert there is no MobileMoE configuration of it.")
-    else:
-        lines.append(
-            f"Configuration: {args.num_hidden_layers} layers of {args.hidden_size}, "
+    width = args.intermediate_size_mlp
+    routed = f"dense, of the width {width}"
+    if args.num_local_experts:
+        routed = (
             f"{args.num_local_experts} routed experts of {args.intermediate_size}, "
-            f"{args.num_experts_per_tok} selected, a shared one of {args.intermediate_size_mlp} "
-            "(--json has all of it)."
+            f"{args.num_experts_per_tok} selected, "
+            + (f"a shared one of {width}" if width else "no shared one")
         )
+    lines.append(
+        f"Configuration: {args.num_hidden_layers} layers of {args.hidden_size}, {routed} (--json "
+        "has all of it)."
+    )
     return "\n".join([*lines, *(f"Note: {each}" for each in found.warnings)])

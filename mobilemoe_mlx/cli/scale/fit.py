@@ -35,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bootstrap", type=int, default=200, metavar="DRAWS", help="for the intervals (200)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--g", type=float, metavar="N", help="only rows of this granularity, and dense ones"
+    )
+    parser.add_argument(
+        "--shared",
+        choices=("yes", "no"),
+        help="only rows with a shared expert, or without, and dense ones",
+    )
     add_pictures_argument(parser)
     add_json_argument(parser)
 
@@ -44,12 +52,15 @@ def run(args: argparse.Namespace) -> None:
     check_json(args.json)
     check_pictures(args.pictures)
     from mobilemoe_mlx.scaling.fit import compare_forms, fit
-    from mobilemoe_mlx.scaling.results import read_rows
+    from mobilemoe_mlx.scaling.fit_doubts import doubts, mixed_families
+    from mobilemoe_mlx.scaling.results import of_family, read_rows
 
-    rows = read_rows(args.results)
+    every = read_rows(args.results)
+    rows = of_family(every, args.g, {"yes": True, "no": False, None: None}[args.shared])
     fitted = fit(rows, args.form, bootstrap=args.bootstrap, seed=args.seed)
     others = compare_forms(rows, fitted, seed=args.seed)
-    record = fitted.to_dict()
+    notes = [*mixed_families(rows), *doubts(fitted, rows)]
+    record = {**fitted.to_dict(), "notes": notes}
     record["forms"] = {
         name: each
         if isinstance(each, str)
@@ -58,14 +69,16 @@ def run(args: argparse.Namespace) -> None:
     }
 
     def draw() -> dict[str, bytes]:
+        from mobilemoe_mlx.scaling.measured_pictures import of_rows
         from mobilemoe_mlx.scaling.pictures import of_fit
 
-        return of_fit(fitted, rows)
+        return {**of_fit(fitted, rows), **of_rows(every, rows, fitted.law)}
 
     record["pictures"] = write_pictures(args.pictures, draw)
     write_json(args.json, record)
     if not prints_json(args.json):
-        print("\n".join([_text(fitted, others), *record["pictures"]]))
+        said = [f"Note: {each}" for each in notes]
+        print("\n".join([_text(fitted, others), *said, *record["pictures"]]))
 
 
 def _text(fitted: Fit, others: dict[str, Fit | str]) -> str:

@@ -12,6 +12,7 @@ from mobilemoe_mlx.cli.scale.pictures_option import (
     check_pictures,
     write_pictures,
 )
+from mobilemoe_mlx.cli.sizes import count
 from mobilemoe_mlx.errors import UserError
 
 SUMMARY = "the loss that the scaling law predicts for a size and a number of tokens"
@@ -23,8 +24,12 @@ _LEAST = 1e6  # parameters or tokens; less means that billions were typed as suc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the task's arguments."""
-    parser.add_argument("--active", type=float, required=True, help="parameters per token")
-    parser.add_argument("--tokens", type=float, required=True, help="training tokens")
+    parser.add_argument(
+        "--active", type=count, required=True, metavar="COUNT", help="parameters per token: 300M"
+    )
+    parser.add_argument(
+        "--tokens", type=count, required=True, metavar="COUNT", help="training tokens: 6T, 6e12"
+    )
     parser.add_argument(
         "--experts",
         type=float,
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     law = read_law(args.law) if args.law else PAPER
     for name, number in (("--active", args.active), ("--tokens", args.tokens)):
         if 0 < number < _LEAST:
-            raise UserError(f"{name} {number:g} is below a million: give plain counts, as 0.3e9.")
+            raise UserError(f"{name} {number:g} is below a million: give plain counts, as 300M.")
     at = (args.active, args.tokens, args.experts)
     by_size, by_data = law.terms(*at)
     gradient = law.gradient(*at)

@@ -66,6 +66,7 @@ def export_coreml(
     package = resolved(output)
     _check_output(package, force)
     source = open_source(checkpoint, quantize=quantize, adapters=adapters)
+    source.args.check_routed_and_shared("A Core ML package")
     options.check(source.args)
     _check_outside(resolved(source.folder), package)
     _check_disk(package, source, options)
