@@ -2,12 +2,39 @@
 // MobileMoE for apps: the C++ kernel, and Swift over it. No dependencies, so that it builds without a network.
 import PackageDescription
 
+// What stands in for Apple's frameworks where tests run on Linux; an app never gets it.
+#if os(Linux)
+    let standIns: [Target] = [
+        .target(
+            name: "CoreML", dependencies: ["Metal"], path: "coreml/Tests/Stubs/CoreML"
+        ),
+        .target(
+            name: "Metal", dependencies: ["MetalShim"], path: "coreml/Tests/Stubs/Metal"
+        ),
+        .target(
+            name: "MetalShim",
+            path: "coreml/Tests/Stubs/MetalShim",
+            exclude: ["address_spaces", "metal"],
+            // Fibers and volatile memory are slow enough with optimisation.
+            cxxSettings: [.headerSearchPath("metal"), .unsafeFlags(["-O2"])]
+        ),
+    ]
+    let frameworks: [Target.Dependency] = ["CoreML", "Metal"]
+    let appleProducts: [Product] = []
+#else
+    let standIns: [Target] = []
+    let frameworks: [Target.Dependency] = []
+    let appleProducts: [Product] = [
+        .library(name: "MobileMoECoreML", targets: ["MobileMoECoreML"])
+    ]
+#endif
+
 let package = Package(
     name: "MobileMoE",
     platforms: [.iOS(.v18), .macOS(.v15)],
     products: [
         .library(name: "MobileMoE", targets: ["MobileMoE"])
-    ],
+    ] + appleProducts,
     targets: [
         .target(
             name: "MobileMoEKernel",
@@ -21,12 +48,28 @@ let package = Package(
             dependencies: ["MobileMoEKernel"],
             path: "coreml/Sources/MobileMoE"
         ),
+        .target(
+            name: "MobileMoELayers",
+            dependencies: ["MobileMoE", "MobileMoEKernel"],
+            path: "coreml/Sources/MobileMoELayers"
+        ),
+        .target(
+            name: "MobileMoECoreML",
+            dependencies: ["MobileMoE", "MobileMoELayers"] + frameworks,
+            path: "coreml/Sources/MobileMoECoreML",
+            resources: [.copy("Metal")]
+        ),
         .testTarget(
             name: "MobileMoETests",
             dependencies: ["MobileMoE"],
             path: "coreml/Tests/MobileMoETests"
         ),
-    ],
+        .testTarget(
+            name: "MobileMoECoreMLTests",
+            dependencies: ["MobileMoECoreML", "MobileMoELayers", "MobileMoE"] + frameworks,
+            path: "coreml/Tests/MobileMoECoreMLTests"
+        ),
+    ] + standIns,
     swiftLanguageModes: [.v6],
     cxxLanguageStandard: .cxx17
 )

@@ -126,7 +126,7 @@ public final class CPUEngine: Engine {
 }
 
 extension CPUOptions.Precision {
-    var kernelValue: mobilemoe_precision {
+    package var kernelValue: mobilemoe_precision {
         switch self {
         case .exact: MOBILEMOE_EXACT
         case .int16: MOBILEMOE_INT16

@@ -47,7 +47,7 @@ public struct CPUOptions: Sendable, Equatable {
 
     var cacheType: CacheType { cache ?? (precision == .exact ? .float32 : .float16) }
 
-    var threadCount: Int { threads ?? min(fastCores(), Self.mostThreads) }
+    package var threadCount: Int { threads ?? min(fastCores(), Self.mostThreads) }
 
     /// Throws for what does not depend on a model.
     func check() throws {

@@ -2,7 +2,7 @@ import Foundation
 import MobileMoEKernel
 
 /// Calls a function of the kernel that takes an error last; throws its sentence.
-func kernel(_ call: (UnsafeMutablePointer<mobilemoe_error>) -> mobilemoe_status) throws {
+package func kernel(_ call: (UnsafeMutablePointer<mobilemoe_error>) -> mobilemoe_status) throws {
     var error = mobilemoe_error()
     let status = call(&error)
     guard status != MOBILEMOE_OK else { return }
@@ -23,11 +23,11 @@ func kernel(_ call: (UnsafeMutablePointer<mobilemoe_error>) -> mobilemoe_status)
 
 // Handles may be used from any thread, and are destroyed with their objects.
 
-final class KernelRuntime: @unchecked Sendable {
-    let handle: OpaquePointer
+package final class KernelRuntime: @unchecked Sendable {
+    package let handle: OpaquePointer
     let cpuPath: String
 
-    init(precision: mobilemoe_precision, threads: Int, cpuPath: String?) throws {
+    package init(precision: mobilemoe_precision, threads: Int, cpuPath: String?) throws {
         var made: OpaquePointer?
         func create(_ path: UnsafePointer<CChar>?) throws {
             var options = mobilemoe_runtime_options(
