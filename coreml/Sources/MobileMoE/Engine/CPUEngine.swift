@@ -121,7 +121,7 @@ public final class CPUEngine: Engine {
         return try CPUSession(
             KernelSession(
                 model, context: room, cache: options.cacheType.kernelValue, block: CPUSession.block),
-            weights: weights, vocabularySize: vocabularySize, context: room, folder: folder)
+            weights: weights, configuration: configuration, context: room, folder: folder)
     }
 }
 

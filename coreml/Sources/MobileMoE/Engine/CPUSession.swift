@@ -10,8 +10,9 @@ public final class CPUSession: ModelSession {
 
     /// Tokens of prompt and answer together.
     public let context: Int
+    let configuration: ModelConfiguration
+    let session: KernelSession
     private let vocabularySize: Int
-    private let session: KernelSession
     private let weights: KernelWeights
     private let folder: String
     /// The kernel computes on this queue, so that no thread of Swift's own pool waits for it.
@@ -26,12 +27,13 @@ public final class CPUSession: ModelSession {
     }
 
     init(
-        _ session: KernelSession, weights: KernelWeights, vocabularySize: Int, context: Int,
-        folder: String
+        _ session: KernelSession, weights: KernelWeights, configuration: ModelConfiguration,
+        context: Int, folder: String
     ) {
+        self.configuration = configuration
         self.session = session
         self.weights = weights
-        self.vocabularySize = vocabularySize
+        vocabularySize = configuration.vocabularySize
         self.context = context
         self.folder = folder
     }

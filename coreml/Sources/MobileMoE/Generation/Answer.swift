@@ -49,6 +49,9 @@ public struct AnswerSteps: AsyncSequence, Sendable {
         public let token: Int
         /// Often less than the token's own text, or none.
         public let text: String
+        /// The routed experts by which the token was found, a list for each layer: those that the token
+        /// before it chose. nil for engines that cannot tell.
+        public let experts: [[Int]]?
     }
 
     let answer: Answer

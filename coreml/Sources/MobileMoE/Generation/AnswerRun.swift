@@ -170,7 +170,8 @@ private final class Writing {
             reason = most == options.maxTokens ? .maxTokens : .context
         }
         if reason != nil { text += stop.finish() }
-        return AnswerSteps.Element(token: token, text: text)
+        let experts = (turn.session as? any ReportsExperts)?.chosenExperts()
+        return AnswerSteps.Element(token: token, text: text, experts: experts)
     }
 }
 
