@@ -69,6 +69,17 @@ let package = Package(
             dependencies: ["MobileMoECoreML", "MobileMoELayers", "MobileMoE"] + frameworks,
             path: "coreml/Tests/MobileMoECoreMLTests"
         ),
+        // The app's view models, which Xcode compiles into the app; here so that Linux tests them.
+        .target(
+            name: "DemoViewModels",
+            dependencies: ["MobileMoE"],
+            path: "swift_demo/ViewModels"
+        ),
+        .testTarget(
+            name: "DemoViewModelsTests",
+            dependencies: ["DemoViewModels"],
+            path: "swift_demo/Tests"
+        ),
     ] + standIns,
     swiftLanguageModes: [.v6],
     cxxLanguageStandard: .cxx17

@@ -70,6 +70,8 @@ class Results:
     token_bytes: int  # of weights that decoding a token reads
     bandwidth: list[float]  # bytes a second, before each round
     engines: list[EngineResults]
+    # Of a phone, from the app in swift_demo: heat, battery and energy.
+    device: dict[str, Any] | None = None
 
     def bandwidth_share(self, measured: Measured) -> float:
         """How much of the memory's bandwidth decoding uses, if it reads the weights alone."""

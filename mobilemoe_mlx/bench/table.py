@@ -51,7 +51,13 @@ def as_text(results: Results, before: Results | None = None) -> str:
             "how much of what was read the system did not have in its page cache."
         )
     if before is not None:
-        lines.append("x: times the earlier figure.")
+        device = before.device or {}
+        heat = ", ".join(device.get("thermal_states", []))
+        lines.append(
+            f"x: times the earlier figure, measured on {before.cpu}"
+            + (f" (heat, from start to end: {heat})" if heat else "")
+            + "."
+        )
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 import CoreML
 import Foundation
 import Metal
-import MobileMoE
+@testable import MobileMoE
 import Testing
 
 @testable import MobileMoECoreML
