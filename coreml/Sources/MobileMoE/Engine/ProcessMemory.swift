@@ -18,7 +18,7 @@ public func peakMemory() -> Int {
 }
 
 /// Bytes that the system can give this process; nil where it does not tell.
-func availableMemory() -> Int? {
+package func availableMemory() -> Int? {
     #if canImport(Darwin)
         #if !os(macOS)
             // More, and the app is ended. Zero in the simulator, which has no such limit.
