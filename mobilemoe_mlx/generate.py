@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mobilemoe_mlx import end_tokens
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.hub import resolve
+from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.engines import Engine, Session, open_engine
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.memory import peak_memory_bytes
+from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
 from mobilemoe_mlx.prompt_tokenizer import PromptTokenizer, TextStream, load_prompt_tokenizer
 from mobilemoe_mlx.sampling import Sampler
 
@@ -66,7 +69,7 @@ def open_with_tokenizer(
     from mobilemoe_mlx.tokenizer import load_tokenizer
 
     folder = resolve(path_or_repo)
-    tokenizer = load_tokenizer(folder, open_checkpoint(folder).end_token_ids())
+    tokenizer = load_tokenizer(folder, _end_token_ids(folder))
     return open_engine(folder, engine, **options), tokenizer
 
 
@@ -75,8 +78,16 @@ def open_for_prompts(
 ) -> tuple[Engine, PromptTokenizer | ChatTokenizer]:
     """The same with a tokenizer that encodes prompts, which is there sooner."""
     folder = resolve(path_or_repo)
-    tokenizer = load_prompt_tokenizer(folder, open_checkpoint(folder).end_token_ids())
+    tokenizer = load_prompt_tokenizer(folder, _end_token_ids(folder))
     return open_engine(folder, engine, **options), tokenizer
+
+
+def _end_token_ids(folder: Path) -> tuple[int, ...]:
+    """Every token that ends an answer of the checkpoint or the ONNX export in `folder`."""
+    if is_onnx_folder(folder):
+        args = ModelArgs.from_dict(read_config(folder))
+        return end_tokens.of_folder(folder, args.eos_token_id, args.vocab_size)
+    return open_checkpoint(folder).end_token_ids()
 
 
 def stream(

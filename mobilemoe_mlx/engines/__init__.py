@@ -21,6 +21,8 @@ from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.cpu_kernel import library
 from mobilemoe_mlx.engines.engine import Engine, Session
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.onnx_folder.extra import need
+from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
 
 __all__ = ["ENGINES", "Engine", "Session", "open_engine"]
 
@@ -28,6 +30,7 @@ __all__ = ["ENGINES", "Engine", "Session", "open_engine"]
 ENGINES = {
     "cpu": ("mobilemoe_mlx.engines.cpu", "CPUEngine"),
     "mlx": ("mobilemoe_mlx.engines.mlx", "MLXEngine"),
+    "onnx": ("mobilemoe_mlx.engines.onnx", "ONNXEngine"),
 }
 
 
@@ -69,6 +72,8 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
 
 def _engine(name: str) -> type[Engine]:
     module, cls = ENGINES[name]
+    if name == "onnx":
+        need("onnx", "onnxruntime")
     try:
         engine: type[Engine] = getattr(importlib.import_module(module), cls)
     except ImportError as error:
@@ -81,11 +86,14 @@ def _options(engine: type[Engine]) -> list[str]:
 
 
 def default_engine(folder: Path) -> str:
-    """The engine of a checkpoint folder where nobody chooses one.
+    """The engine of a folder where nobody chooses one.
 
-    "cpu" for INT4 on Linux, where MLX's own INT4 product is slow, if the kernel is built; else
-    "mlx". Raises UserError for all that is wrong with the folder's headers.
+    "onnx" for an ONNX export. Of checkpoints "cpu" for INT4 on Linux, where MLX's own INT4 product
+    is slow, if the kernel is built; else "mlx". Raises UserError for all that is wrong with the
+    folder's headers.
     """
+    if is_onnx_folder(folder):
+        return "onnx"
     if sys.platform != "linux" or not library.is_built():
         return "mlx"
     return "mlx" if open_checkpoint(folder).layout is Layout.FLOAT else "cpu"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,14 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel import library, structures
 from mobilemoe_mlx.engines.cpu_experts import expert_files
 from mobilemoe_mlx.engines.cpu_weights import expert_names, kernel_model
-from mobilemoe_mlx.engines.engine import PREFILL_TOKENS, Adapters, Engine, Session
-from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.engines.engine import (
+    PREFILL_TOKENS,
+    Adapters,
+    Engine,
+    Session,
+    check_choice,
+)
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.int4_rounding import stored_type
 
 
@@ -37,10 +43,10 @@ class CPUEngine(Engine):
         expert_memory: int | None = None,
     ) -> None:
         """Options and errors as in `open`; a BF16 `checkpoint` is rounded to INT4, in memory."""
-        _check_choice("precision", precision, structures.PRECISIONS)
+        check_choice("precision", precision, structures.PRECISIONS)
         if cache is None:
             cache = "float32" if precision == "exact" else "float16"
-        _check_choice("cache", cache, structures.CACHE_TYPES)
+        check_choice("cache", cache, structures.CACHE_TYPES)
         threads = library.default_threads() if threads is None else threads
         library.check_threads(threads)
         loaded = library.load()
@@ -176,10 +182,3 @@ class CPUSession(Session):
 def _without_experts(tensors: Mapping[str, Tensor], args: ModelArgs) -> dict[str, Tensor]:
     experts = {name for layer in range(args.num_hidden_layers) for name in expert_names(layer)}
     return {name: tensor for name, tensor in tensors.items() if name not in experts}
-
-
-def _check_choice(what: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(
-            f"There is no {what} '{value}'{did_you_mean(value, known)}. Known: {', '.join(known)}."
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mobilemoe_mlx.checkpoint.damage import non_finite_error
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # mlx-lm is slow to import, and feeding needs none of it
     from mobilemoe_mlx.sampling import Sampler
@@ -149,3 +149,11 @@ class Session(ABC):
         """Raise UserError unless `position` lies behind the session's own."""
         if not 0 <= position <= self.position:
             raise UserError(f"Cannot rewind to token {position}: {self.position} have been fed.")
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> None:
+    """Raise UserError unless an option is among those `known`."""
+    if value not in known:
+        raise UserError(
+            f"There is no {what} '{value}'{did_you_mean(value, known)}. Known: {', '.join(known)}."
+        )

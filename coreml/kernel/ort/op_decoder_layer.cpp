@@ -185,7 +185,8 @@ class DecoderLayerKernel : public Kernel {
       const int64_t* end = begin + total;
       const int64_t* news = end - tokens;
       const int64_t* one = std::find_if(begin, end, [](int64_t m) { return m != 0; });
-      const int64_t* after = one < news ? std::find(one, news, 0) : std::min(one, news);
+      const int64_t* after = std::min(one, news);
+      if (one < news) after = one + std::count_if(one, news, [](int64_t m) { return m != 0; });
       const int64_t first = one - begin, write = after - begin;
       const Row row{static_cast<int>(first), static_cast<int>(write),
                     static_cast<int>(std::max<int64_t>(first - write, 0))};

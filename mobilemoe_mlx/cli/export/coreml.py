@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
-import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import fields
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.signals import ended_by_signals
 from mobilemoe_mlx.export.coreml.options import TARGETS, ExportOptions, default_context
 
 if TYPE_CHECKING:
@@ -103,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     asked = {name: value for name in _DEFAULTS if (value := getattr(args, name)) is not None}
     asked.setdefault("context", default_context(open_checkpoint(folder).args))
     asked.setdefault("prefill_block", min(_DEFAULTS["prefill_block"], asked["context"]))
-    with _ended_by_signals():
+    with ended_by_signals():
         done = export_coreml(
             folder,
             args.output,
@@ -131,18 +127,3 @@ def _report(done: Exported, output: str, checkpoint: str, adapters: list[str]) -
     names = (shlex.quote(name) for name in (output, checkpoint))
     more = "".join(f" --adapter {shlex.quote(text)}" for text in adapters)
     return "\n".join([*lines, "Check it: mobilemoe verify {} --against {}".format(*names) + more])
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End by an exception where a terminal or a system says to end, so that nothing is left."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

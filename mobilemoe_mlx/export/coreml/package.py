@@ -13,6 +13,7 @@ from mobilemoe_mlx.all_or_none import all_or_none
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export import manifest
+from mobilemoe_mlx.export.companions import write_companions
 from mobilemoe_mlx.export.coreml import metadata, resources
 from mobilemoe_mlx.export.coreml.custom import side_file_writer
 from mobilemoe_mlx.export.coreml.custom.layers import max_inline_bytes, write_custom_layer_model
@@ -75,7 +76,7 @@ def export_coreml(
         written = work / package.name
         folder = resources.resources_folder(written)
         folder.mkdir()
-        resources.write_resources(source, folder)
+        write_companions(source, folder)
         credit = credit or metadata.Credits()
         spec = (
             write_program(source, options, credit, written)

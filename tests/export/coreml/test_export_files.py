@@ -160,7 +160,7 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("when", ["write_manifest", "write_resources"])
+@pytest.mark.parametrize("when", ["resources.write_manifest", "write_companions"])
 @pytest.mark.parametrize(
     ("how", "seen"), [(full_disk, UserError), (interrupted, KeyboardInterrupt)]
 )
@@ -175,7 +175,7 @@ def test_a_failure_leaves_what_was_there(
     out = tmp_path / "x.mlpackage"
     done = export_coreml(int4_folder, out, OPTIONS)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    monkeypatch.setattr(package_module.resources, when, how)
+    monkeypatch.setattr(f"{package_module.__name__}.{when}", how)
     with pytest.raises(seen):
         export_coreml(int4_folder, out, OPTIONS, force=True)
     with pytest.raises(seen):

@@ -1,0 +1,82 @@
+"""What an ONNX export can be asked for, checked against the model."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.errors import UserError, did_you_mean
+
+Form = Literal["fused", "portable", "qmoe"]
+FORMS: tuple[Form, ...] = typing.get_args(Form)
+
+# Of `MatMulNBits`: what its activations are rounded to. 0 leaves it to the runtime, which takes
+# float32 on a CPU; 4 is int8.
+AccuracyLevel = Literal[0, 1, 4]
+ACCURACY_LEVELS: tuple[AccuracyLevel, ...] = typing.get_args(AccuracyLevel)
+
+Activations = Literal["float32", "float16"]
+ACTIVATIONS: tuple[Activations, ...] = typing.get_args(Activations)
+
+# The first ONNX Runtime with every operator of a form: `GatherBlockQuantized` of bytes came in
+# 1.22, `QMoE` with weights of the router in 1.32.
+OLDEST_RUNTIME: dict[Form, str] = {"fused": "1.22", "portable": "1.22", "qmoe": "1.32"}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choices of an export.
+
+    A cache of 2,048 positions takes 84 MB for S in float32 and half of that in float16.
+    """
+
+    form: Form = "fused"
+    context: int = 2048  # positions in the key/value cache
+    accuracy_level: AccuracyLevel = 0
+    activations: Activations = "float32"  # of linears, attention and the cache
+    requantize: bool = False  # qmoe: round the experts again, in groups along *in*
+
+    def check(self, args: ModelArgs) -> None:
+        """Raise UserError when a choice is impossible in itself or for the model `args`."""
+        if self.form not in FORMS:
+            raise UserError(
+                f"--form is '{self.form}'{did_you_mean(self.form, FORMS)}; it must be "
+                f"{', '.join(FORMS)}."
+            )
+        if self.accuracy_level not in ACCURACY_LEVELS:
+            raise UserError(
+                f"--accuracy-level is {self.accuracy_level}; it must be 0 (the runtime's choice), "
+                "1 (float32) or 4 (int8)."
+            )
+        if self.activations not in ACTIVATIONS:
+            raise UserError(
+                f"--activations is '{self.activations}'; it must be float32 or float16."
+            )
+        if self.form == "qmoe" and not self.requantize:
+            raise UserError(
+                "--form qmoe rounds the routed experts a second time: QMoE has its groups of 32 "
+                "along the inputs of a matrix, and MobileMoE's lie along its outputs. Add "
+                "--requantize to accept this, and the added error is printed; --form portable "
+                "keeps every code and scale."
+            )
+        if self.requantize and self.form != "qmoe":
+            raise UserError(f"--requantize is for --form qmoe: {self.form} keeps every code.")
+        if self.context < 4:  # two prove a block, and two more the decoding
+            raise UserError(f"--context is {self.context}; it must be at least 4 tokens.")
+        if self.context > args.max_position_embeddings:
+            raise UserError(
+                f"--context is {self.context:,}, beyond the {args.max_position_embeddings:,} "
+                "positions of the model (config.json max_position_embeddings): ask for less."
+            )
+
+
+def has_whole_layers(options: ExportOptions) -> bool:
+    """Whether layers are one operator of ours each: its cache is float32."""
+    return options.form == "fused" and options.activations == "float32"
+
+
+def default_context(args: ModelArgs) -> int:
+    """The context where none is asked for: 2,048, or the model's if it has fewer."""
+    return min(ExportOptions.context, args.max_position_embeddings)
