@@ -1,23 +1,29 @@
 import Charts
+import MobileMoE
 import SwiftUI
 
 struct ProfileView: View {
     @Environment(AppModel.self) private var model
-    @State private var threads = 2  // as the paper's figures of the iPhone 16 Pro
 
     var body: some View {
         @Bindable var profile = model.profile
+        @Bindable var model = model
         NavigationStack {
             List {
                 Section {
                     EngineMenu()
-                    Stepper("\(threads) threads", value: $threads, in: 1...8).disabled(model.engine != .cpu)
+                    if model.engine == .cpu {
+                        Stepper("\(model.profileThreads) threads", value: $model.profileThreads, in: 1...8)
+                        Picker("Activations", selection: $model.profilePrecision) {
+                            ForEach(CPUOptions.Precision.allCases, id: \.self) { Text($0.rawValue).tag($0) }
+                        }
+                    }
                     Stepper("\(profile.plan.rounds) rounds", value: $profile.plan.rounds, in: 1...20)
                     if let progress = profile.progress {
                         ProgressView(value: Double(progress.done), total: Double(progress.total)) { Text(progress.doing) }
                         Button("Stop", role: .destructive) { profile.stop() }
                     } else {
-                        Button("Measure") { model.startProfile(threads: threads) }
+                        Button("Measure") { model.startProfile() }
                             .disabled(model.selected == nil)
                             .accessibilityIdentifier("measure")
                     }

@@ -17,6 +17,7 @@ struct ModelLibraryTests {
             try write("B/model.safetensors", in: folder, 100)
             try write("A.mlpackage/Manifest.json", in: folder)
             try write("A-resources/manifest.json", in: folder)
+            try write("A.mlmodelc/model.mil", in: folder)  // compiled from the package
             try write("C.mlpackage/Manifest.json", in: folder)  // its resources are missing
             try write("D.download/config.json", in: folder)
             try write("notes/a.txt", in: folder)

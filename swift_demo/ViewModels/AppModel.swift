@@ -1,8 +1,9 @@
 import Foundation
+import MobileMoE
 import Observation
 
 /// Opens a model with an engine; the app brings those of Apple's frameworks.
-typealias EngineFactory = @Sendable (ModelEntry, EngineKind) async throws -> any DemoEngine
+typealias EngineFactory = @Sendable (ModelEntry, EngineKind, CPUOptions) async throws -> any DemoEngine
 
 /// The whole app: the models on the device, the one in use, and what each screen shows.
 @MainActor
@@ -14,6 +15,9 @@ final class AppModel {
     let experts: ExpertsViewModel
     private(set) var selected: ModelEntry?
     private(set) var engine = EngineKind.cpu
+    /// Of the CPU kernel in the profile; 2 threads and 8-bit activations are the paper's.
+    var profileThreads = 2
+    var profilePrecision = CPUOptions.Precision.int8
 
     @ObservationIgnored private let open: EngineFactory
     @ObservationIgnored private let defaults: UserDefaults
@@ -58,11 +62,14 @@ final class AppModel {
 
     /// Measures the model in use with the engine in use. The chat's own copy is given back first: two
     /// would not fit.
-    func startProfile(threads: Int) {
+    func startProfile() {
         guard let selected else { return }
-        let opener = opener(selected, engine)
-        chat.use(opener, mayNotRunInBackground: engine.mayNotRunInBackground)
-        profile.start(engine, model: selected.name, threads: threads, open: opener)
+        chat.use(opener(selected, engine), mayNotRunInBackground: engine.mayNotRunInBackground)
+        var options = CPUOptions()
+        options.threads = profileThreads
+        options.precision = profilePrecision
+        profile.start(
+            engine, model: selected.name, threads: profileThreads, open: opener(selected, engine, options))
     }
 
     func becameActive() {
@@ -80,7 +87,9 @@ final class AppModel {
         profile.interrupt(because: "The profile stopped because the device ran short of memory. Choose a smaller model or shorter prompts.")
     }
 
-    private func opener(_ entry: ModelEntry, _ engine: EngineKind) -> @Sendable () async throws -> any DemoEngine {
-        { [open] in try await open(entry, engine) }
+    private func opener(
+        _ entry: ModelEntry, _ engine: EngineKind, _ options: CPUOptions = CPUOptions()
+    ) -> @Sendable () async throws -> any DemoEngine {
+        { [open] in try await open(entry, engine, options) }
     }
 }

@@ -84,7 +84,10 @@ final class ModelLibrary {
     func remove(_ entry: ModelEntry) {
         do {
             try FileManager.default.removeItem(at: entry.url)
-            if case .package(let resources) = entry.form { try FileManager.default.removeItem(at: resources) }
+            if case .package(let resources) = entry.form {
+                try FileManager.default.removeItem(at: resources)
+                try? FileManager.default.removeItem(at: entry.url.deletingPathExtension().appendingPathExtension("mlmodelc"))
+            }
         } catch {
             problem = "\(entry.name) could not be removed: \(error.localizedDescription)"
         }
@@ -104,6 +107,9 @@ final class ModelLibrary {
             let stem = url.deletingPathExtension().lastPathComponent
             let resources = url.deletingLastPathComponent().appending(path: "\(stem)-resources")
             guard files.fileExists(atPath: resources.appending(path: "manifest.json").path) else { return nil }
+            let source = url.deletingPathExtension().appendingPathExtension("mlpackage")
+            // What the package was compiled to lies beside it, and is no second model.
+            guard url == source || !files.fileExists(atPath: source.path) else { return nil }
             return ModelEntry(url: url, form: .package(resources: resources), bytes: bytes(in: url) + bytes(in: resources))
         }
         guard url.pathExtension != "download",
