@@ -11,10 +11,13 @@
     public class MobileMoELayer: NSObject, MLCustomLayer {
         fileprivate let layer: any PortableLayer
 
-        fileprivate class var portable: any PortableLayer.Type { fatalError("Only subclasses are made.") }
+        fileprivate class var portable: (any PortableLayer.Type)? { nil }
 
         public required init(parameters: [String: Any]) throws {
-            layer = try Self.portable.init(parameters: parameters)
+            guard let portable = Self.portable else {
+                throw MobileMoEError(.checkpoint, "The package names MobileMoELayer, which is no layer.")
+            }
+            layer = try portable.init(parameters: parameters)
         }
 
         public func setWeightData(_ weights: [Data]) throws { try layer.setWeightData(weights) }
@@ -33,28 +36,28 @@
         @objc(MobileMoEEmbedding)
     #endif
     public final class MobileMoEEmbedding: MobileMoELayer {
-        override fileprivate class var portable: any PortableLayer.Type { EmbeddingLayer.self }
+        override fileprivate class var portable: (any PortableLayer.Type)? { EmbeddingLayer.self }
     }
 
     #if canImport(ObjectiveC)
         @objc(MobileMoEAttention)
     #endif
     public final class MobileMoEAttention: MobileMoELayer {
-        override fileprivate class var portable: any PortableLayer.Type { AttentionLayer.self }
+        override fileprivate class var portable: (any PortableLayer.Type)? { AttentionLayer.self }
     }
 
     #if canImport(ObjectiveC)
         @objc(MobileMoECacheRows)
     #endif
     public final class MobileMoECacheRows: MobileMoELayer {
-        override fileprivate class var portable: any PortableLayer.Type { CacheRowsLayer.self }
+        override fileprivate class var portable: (any PortableLayer.Type)? { CacheRowsLayer.self }
     }
 
     #if canImport(ObjectiveC)
         @objc(MobileMoEHead)
     #endif
     public final class MobileMoEHead: MobileMoELayer {
-        override fileprivate class var portable: any PortableLayer.Type { HeadLayer.self }
+        override fileprivate class var portable: (any PortableLayer.Type)? { HeadLayer.self }
     }
 
     /// On the CPU, or by Metal with a command queue of its own where `LayerOptions` say so.
@@ -62,7 +65,7 @@
         @objc(MobileMoEExperts)
     #endif
     public final class MobileMoEExperts: MobileMoELayer {
-        override fileprivate class var portable: any PortableLayer.Type { ExpertsLayer.self }
+        override fileprivate class var portable: (any PortableLayer.Type)? { ExpertsLayer.self }
 
         #if canImport(Metal)
             private let onGPU = LayerOptions.current.expertsOnGPU

@@ -41,6 +41,7 @@
             }
             let options = MTLCompileOptions()
             options.mathMode = .safe
+            options.mathFloatingPointFunctions = .precise
             do {
                 library = try device.makeLibrary(source: source, options: options)
             } catch {

@@ -32,7 +32,8 @@ struct Seeded: RandomNumberGenerator {
 
 func bytes<Value>(_ values: [Value]) -> Data { values.withUnsafeBytes { Data($0) } }
 
-/// A layer of experts of any shape; experts 1 and 2, where there are so many, tie for every token.
+/// A layer of experts of any shape; experts 1, 2 and 34, where there are so many, tie for every token,
+/// before all others: 34 is of the same thread of a simdgroup as 2.
 struct RandomExperts {
     let hidden, width, shared, experts, perToken: Int
     var normalize = true
@@ -47,9 +48,9 @@ struct RandomExperts {
 
     func weights(_ random: inout Seeded) -> [Data] {
         var router = random.floats(experts * hidden), bias = random.floats(experts, 0.1)
-        if experts > 2 {
-            router.replaceSubrange(2 * hidden..<3 * hidden, with: router[hidden..<2 * hidden])
-            bias[2] = bias[1]
+        for tied in [1, 2, 34] where tied < experts {
+            router.replaceSubrange(tied * hidden..<(tied + 1) * hidden, with: router[..<hidden])
+            bias[tied] = 3
         }
         func int4(_ values: Int) -> [Data] { [random.codes(values / 2), random.scales(values / 32)] }
         return [bytes(random.floats(hidden, 2)), bytes(router), bytes(bias)]

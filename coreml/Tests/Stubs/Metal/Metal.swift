@@ -35,12 +35,22 @@ public enum MTLMathMode: Int, Sendable {
     case fast = 2
 }
 
+/// mtlmathfloatingpointfunctions
+@available(macOS 15.0, iOS 18.0, tvOS 18.0, visionOS 2.0, *)
+public enum MTLMathFloatingPointFunctions: Int, Sendable {
+    case fast = 0
+    case precise = 1
+}
+
 /// mtlcompileoptions
 @available(macOS 10.11, iOS 8.0, *)
 open class MTLCompileOptions: NSObject {
     /// mtlcompileoptions/mathmode
     @available(macOS 15.0, iOS 18.0, tvOS 18.0, visionOS 2.0, *)
     open var mathMode = MTLMathMode.fast
+    /// mtlcompileoptions/mathfloatingpointfunctions
+    @available(macOS 15.0, iOS 18.0, tvOS 18.0, visionOS 2.0, *)
+    open var mathFloatingPointFunctions = MTLMathFloatingPointFunctions.fast
 }
 
 /// mtlcreatesystemdefaultdevice()
