@@ -14,12 +14,23 @@ def peak_memory_bytes() -> int:
     return max(_peak_resident_bytes(), int(mx.get_peak_memory()))
 
 
-def _peak_resident_bytes() -> int:
+def resident_bytes() -> int:
+    """The process's resident set now; where the system does not tell, its largest so far."""
+    return _of_linux("VmRSS") or _peak_resident_bytes()
+
+
+def _of_linux(field: str) -> int:
+    """Bytes of a field of /proc/self/status; 0 elsewhere."""
     if sys.platform == "linux":
-        # Not getrusage, which starts at what the parent process had.
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
+    return 0
+
+
+def _peak_resident_bytes() -> int:
+    if peak := _of_linux("VmHWM"):  # getrusage starts at what the parent process had
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
 

@@ -13,12 +13,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mobilemoe_mlx import files, tables
+from mobilemoe_mlx import files
+from mobilemoe_mlx.adapters.adapter_settings import CONFIG, OWN, WEIGHTS, read_settings
 from mobilemoe_mlx.adapters.attach import wrap
 from mobilemoe_mlx.adapters.base_digest import BaseDigest, base_digest, check_base
 from mobilemoe_mlx.adapters.config import EMBEDDING, LAYER_MODULES, AdapterConfig
+from mobilemoe_mlx.adapters.training_record import TrainingRecord
 from mobilemoe_mlx.all_or_none import whole_folder
-from mobilemoe_mlx.checkpoint.adapter_info import CONFIG, WEIGHTS
 from mobilemoe_mlx.checkpoint.layouts import parameter_shapes
 from mobilemoe_mlx.checkpoint.tensor_file import (
     DamagedFile,
@@ -29,11 +30,9 @@ from mobilemoe_mlx.checkpoint.tensor_file import (
 )
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.files import read_json
 from mobilemoe_mlx.model import Model
 
 _PARTS = ("lora_a", "lora_b", "m")
-_OWN = "mobilemoe"
 _TOO_LARGE = 1e30  # for an update: no weight is near it, and bfloat16 ends at 3e38
 
 
@@ -120,12 +119,14 @@ def save_adapter(
     base: BaseDigest,
     *,
     num_layers: int,
+    training: TrainingRecord | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the adapter of a model whole, or not at all.
 
     `parameters`: `model.trainable_parameters()` after `attach`, and selection biases
-    (`expert_bias`) if training has moved them; `num_layers` of the model. Raises
+    (`expert_bias`) if training has moved them; `num_layers` of the model; `training`: what the
+    folder shall tell of the run. Raises
     UserError when the folder exists and is not an adapter's (or is and `overwrite` is not given),
     or cannot be written; it is then as it was.
     """
@@ -134,7 +135,9 @@ def save_adapter(
     tensors = {name: from_array(array) for name, array in tree_flatten(parameters)}
     content = config.to_dict(num_layers)
     content["model"] = base.name
-    content[_OWN] |= {"base": dataclasses.asdict(base)}
+    content[OWN] |= {"base": dataclasses.asdict(base)}
+    if training is not None:
+        content[OWN] |= {"training": dataclasses.asdict(training)}
     with whole_folder(target) as new:
         write_file(new / WEIGHTS, tensors, {"format": "mlx"})
         files.write_json(new / CONFIG, content)
@@ -147,15 +150,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     tensors that are missing, unknown or of shapes that do not fit each other.
     """
     folder = files.user_path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is no adapter: it has no {name}.")
-    where = folder / CONFIG
-    content = read_json(where)
-    try:
-        kind, scale, config, base = _settings(content)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    _check_folder(folder)
+    settings = read_settings(folder / CONFIG)
     try:
         header = read_header(folder / WEIGHTS)
     except DamagedFile as damage:
@@ -173,32 +169,42 @@ def read_adapter(folder: str | Path) -> Adapter:
             biases[name] = tensor
             continue
         tensors.setdefault(path, {})[part] = tensor
-    adapter = Adapter(folder, kind, scale, base, config, tensors, biases)
-    _check_whole(adapter)
+    adapter = Adapter(
+        folder, settings.kind, settings.scale, settings.base, settings.config, tensors, biases
+    )
+    _check_whole(adapter, settings.rank)
     return adapter
 
 
-def _settings(
-    content: Any,
-) -> tuple[str, float, AdapterConfig | None, BaseDigest | None]:
-    tables.check_table(content, "")
-    if _OWN in content:
-        own = dict(content[_OWN]) if isinstance(content[_OWN], dict) else content[_OWN]
-        base = None
-        if isinstance(own, dict) and "base" in own:
-            base = tables.read(BaseDigest, own.pop("base"), f"{_OWN}.base")
-        config = AdapterConfig.from_dict({_OWN: own})
-        return config.kind, config.scale, config, base
-    kind = content.get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora"):
+def adapter_of(parameters: dict[str, Any], config: AdapterConfig) -> Adapter:
+    """The adapter that `save_adapter` would write of a model's `parameters`, without a file."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, array in tree_flatten(parameters):
+        path, _, part = name.rpartition(".")
+        if part in _PARTS:
+            tensors.setdefault(path, {})[part] = from_array(array)
+    return Adapter(Path(), config.kind, config.scale, None, config, tensors, {})
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError, saying what it is instead, for a folder that is not an adapter's."""
+    missing = next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
+    if missing is None:
+        return
+    if (folder / "adapter" / CONFIG).is_file():
         raise UserError(
-            f"fine_tune_type is {kind!r}; adapters are lora or dora"
-            f"{' (a full fine-tune is a checkpoint: mlx_lm.fuse makes it)' * (kind == 'full')}."
+            f"{folder} is a fine-tuning run; its adapter is the folder {folder / 'adapter'}."
         )
-    settings = content.get("lora_parameters")
-    tables.check_table(settings, "lora_parameters")
-    scale = tables.read_value(float, settings.get("scale"), "lora_parameters.scale")
-    return kind, scale, None, None
+    if (folder / "model" / "config.json").is_file():
+        raise UserError(
+            f"{folder} is a run that left a whole model and no adapter: use {folder / 'model'} as "
+            "the model, without --adapter."
+        )
+    if (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is a model and no adapter: use it as the model, without --adapter."
+        )
+    raise UserError(f"{folder} is no adapter: it has no {missing}.")
 
 
 def _is_module(path: str) -> bool:
@@ -209,8 +215,8 @@ def _is_module(path: str) -> bool:
     return not prefix and number.isdigit() and inner in LAYER_MODULES.values()
 
 
-def _check_whole(adapter: Adapter) -> None:
-    """Raise UserError for tensors that are missing, or do not fit each other."""
+def _check_whole(adapter: Adapter, said_rank: int | None) -> None:
+    """Raise UserError for tensors that are missing, or do not fit each other or `said_rank`."""
     where = adapter.folder / WEIGHTS
     if not adapter.tensors:
         raise UserError(f"{where} has no tensors.")
@@ -225,10 +231,9 @@ def _check_whole(adapter: Adapter) -> None:
                 f"{where}: '{path}' has lora_a {list(a)} and lora_b {list(b)}, which do not fit "
                 "each other."
             )
-        if adapter.config is not None and rank(parts) != adapter.config.rank:
+        if said_rank is not None and rank(parts) != said_rank:
             raise UserError(
-                f"{where}: '{path}' has the rank {rank(parts)}, and {CONFIG} says "
-                f"{adapter.config.rank}."
+                f"{where}: '{path}' has the rank {rank(parts)}, and {CONFIG} says {said_rank}."
             )
     if adapter.config is None:
         return

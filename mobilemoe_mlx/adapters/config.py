@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from mobilemoe_mlx import tables
 from mobilemoe_mlx.config import ScaleRule
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.tables import NOT_EMPTY, Bounds, Count, Positive
@@ -123,8 +122,3 @@ class AdapterConfig:
             },
             _OWN: own,
         }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> AdapterConfig:
-        """The inverse of `to_dict`; raises UserError naming what is wrong."""
-        return tables.read(cls, content.get(_OWN), _OWN)

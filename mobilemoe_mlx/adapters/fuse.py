@@ -10,6 +10,7 @@ from typing import Any
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.adapters.adapter_file import read_adapters
+from mobilemoe_mlx.adapters.adapter_settings import CONFIG
 from mobilemoe_mlx.adapters.base_digest import digest_of
 from mobilemoe_mlx.adapters.fused import Target, Weighted, fused_checkpoint, rule_of
 from mobilemoe_mlx.adapters.load import with_adapters
@@ -63,8 +64,14 @@ def fuse(
     for all that is wrong with the checkpoint, an adapter or `output`, and, unless `force`, where
     INT4 would keep less than LEAST of the update; nothing is then written.
     """
+    if (files.user_path(output) / CONFIG).is_file():
+        raise UserError(
+            f"{output} is an adapter, so the folder to write is missing: give it last, as in "
+            "`mobilemoe fuse MODEL ADAPTER OUT`."
+        )
     checkpoint = open_checkpoint(source)
-    check_apart(Path(source), Path(output))
+    for place in (source, *(folder for folder, _ in adapters)):
+        check_apart(Path(place), Path(output))
     if files.resolved(source) == files.resolved(output):
         raise UserError(f"{output} is the base itself, which its adapters need: choose another.")
     found = read_adapters(adapters, checkpoint.args, digest_of(checkpoint))

@@ -131,7 +131,13 @@ def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def check_apart(source: Path, output: Path) -> None:
-    """Raise UserError where writing the folder `output` would remove `source` inside it."""
+    """Raise UserError where the folder `output` lies in `source`, or writing it would remove it."""
     source, output = resolved(source), resolved(output)
-    if source != output and source.is_relative_to(output):
+    if source == output:
+        return
+    if source.is_relative_to(output):
         raise UserError(f"{output} contains the source {source}: choose another folder.")
+    if output.is_relative_to(source):
+        raise UserError(
+            f"{output} is inside {source}, which is read: choose a place outside that folder."
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
@@ -57,9 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; after a signal, returns 130 or 143 with everything saved."""
     check_json(args.json)
+    from mobilemoe_mlx.adapters.adapter_info import next_lines
     from mobilemoe_mlx.errors import UserError
     from mobilemoe_mlx.finetune.run import FinetuneOptions, finetune
-    from mobilemoe_mlx.train.run_info import describe_run
+    from mobilemoe_mlx.finetune.run_info import describe_finetuning
     from mobilemoe_mlx.train.signals import Stopped
 
     output = sys.stderr if prints_json(args.json) else sys.stdout
@@ -93,20 +93,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     what = "adapter" if result.name == "adapter" else "model"
     say(f"The trained {what} is in {result}")
-    say("\n  ".join(["Next:", *_next_commands(args.model, result)]))
-    write_json(args.json, describe_run(args.run).to_dict())
+    info = describe_finetuning(args.run)
+    say("\n".join(next_lines(info.next)))
+    write_json(args.json, info.to_dict())
     return 0
-
-
-def _next_commands(base: str, result: Path) -> list[str]:
-    """What to type after the run: use the result, and make one checkpoint of base and adapter."""
-    if result.name != "adapter":
-        return [shlex.join(["mobilemoe", "chat", str(result)])]
-    fused = result.parent / "fused"
-    return [
-        shlex.join(["mobilemoe", "chat", base, "--adapter", str(result)]),
-        shlex.join(["mobilemoe", "fuse", base, str(result), str(fused)]),
-    ]
 
 
 def _again(args: argparse.Namespace) -> str:

@@ -121,14 +121,18 @@ def _toml(path: Path) -> tuple[Any, str]:
 
 
 def _folder(path: Path, name: str | None) -> tuple[Any, str]:
-    from mobilemoe_mlx.checkpoint.adapter_info import describe_adapter, is_adapter
+    from mobilemoe_mlx.adapters.adapter_info import describe_adapter, is_adapter
     from mobilemoe_mlx.checkpoint.foreign import foreign_files
+    from mobilemoe_mlx.finetune.run_info import describe_finetuning, is_finetuning
     from mobilemoe_mlx.train.run_info import describe_run, is_run
 
     if is_adapter(path):
         adapter = describe_adapter(path)
         return adapter.to_dict(), adapter.text()
     for folder in (path, path / "training"):  # the second: of a quickstart
+        if is_run(folder) and is_finetuning(folder):
+            finetuning = describe_finetuning(folder)
+            return finetuning.to_dict(), finetuning.text()
         if is_run(folder):
             run = describe_run(folder)
             return run.to_dict(), run.text()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from mobilemoe_mlx.data.record_form import Features
 from mobilemoe_mlx.data.source_config import LossOn, OnBadRecord
-from mobilemoe_mlx.tables import Count, CountOrZero, Fraction
+from mobilemoe_mlx.tables import Bounds, Count, CountOrZero
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class FinetuneDataConfig:
     loss_on: LossOn = "answers"
     document_mask: bool = True  # keep attention within each packed record
     heldout: str = ""  # a file to evaluate on; empty: valid.jsonl, else a part is split off
-    heldout_fraction: Fraction = 0.05  # of the records, to split off; 0: none
+    # Of the records, to split off; 0: none.
+    heldout_fraction: Annotated[float, Bounds(least=0, below=1)] = 0.05
     heldout_tokens: Count = 65536  # most positions that an evaluation computes
     heldout_stride: Count = 1  # between the first and the last step: every n-th held-out batch only
     # Names of fields, as in mlx-lm; empty: found by the first record.

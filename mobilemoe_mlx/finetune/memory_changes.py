@@ -98,6 +98,9 @@ def _candidates(
         )
         yield f"--set data.context={context}", "longer records are cut", args, shorter
         context //= 2
+    if config.adapter is not None and config.adapter.rank > AdapterConfig.rank:
+        small = _with_rank(config, AdapterConfig.rank)
+        yield f"--set adapter.rank={AdapterConfig.rank}", "smaller adapters", args, small
     if config.adapter is None and not args.quantized:
         lora = _with_adapters(config, "lora")
         yield "--method lora", "trains adapters", args, lora
@@ -105,6 +108,12 @@ def _candidates(
         packed = dataclasses.replace(args, quantized=True)
         step = "" if args.quantized else ", after `mobilemoe convert --quantize`"
         yield f"--method qlora{step}", "the base as INT4", packed, _with_adapters(config, "qlora")
+
+
+def _with_rank(config: FinetuneConfig, rank: int) -> FinetuneConfig:
+    assert config.adapter is not None
+    adapter = dataclasses.replace(config.adapter, rank=rank)
+    return dataclasses.replace(config, adapter=adapter)
 
 
 def _with_adapters(config: FinetuneConfig, method: Literal["lora", "qlora"]) -> FinetuneConfig:
@@ -125,6 +134,8 @@ def _together(args: ModelArgs, config: FinetuneConfig) -> FinetuneConfig:
         loss_chunk=min(config.compute.loss_chunk, _SMALL_CHUNK),
     )
     context = min(config.data.context, _SHORTEST_CONTEXT)
+    if config.adapter is not None:
+        config = _with_rank(config, min(config.adapter.rank, AdapterConfig.rank))
     return dataclasses.replace(
         config,
         micro_batch_size=1,

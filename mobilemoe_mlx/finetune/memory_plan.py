@@ -17,6 +17,7 @@ from mobilemoe_mlx.finetune.trained_shapes import TrainedShapes, trained_shapes
 from mobilemoe_mlx.linux_cpu.attention import scores_kept
 
 _FLOAT32 = 4
+_KEPT = 25_000_000  # by the C library and by threads of what MLX has freed: 15 to 35 MB measured
 _INT4 = 0.5 + 2 * 2 / GROUP_SIZE  # bytes of a packed weight: its code, a float16 scale and bias
 
 
@@ -49,19 +50,27 @@ class MemoryPlan:
         """Bytes of freed arrays that are kept at most."""
         return cache_bound(self.peak)
 
-    def short(self, machine: MachineMemory) -> str:
-        """One sentence for the start of a run."""
+    def process(self, before: int) -> int:
+        """Bytes of the whole process at most, which holds `before` when no model is loaded yet:
+        Python, libraries and data."""
+        return before + self.peak + _KEPT
+
+    def short(self, machine: MachineMemory, before: int) -> str:
+        """One sentence for the start of a run; `before`: see `process`."""
         largest = sorted(self.parts, key=lambda name: -self.parts[name])[:3]
         named = ", ".join(f"{name} {text_table.size(self.parts[name])}" for name in largest)
         return (
-            f"A step takes {text_table.size(self.peak)} of memory at most ({named}); "
+            f"A step takes {text_table.size(self.peak)} of memory at most ({named}), the process "
+            f"with Python, libraries and data {text_table.size(self.process(before))}; "
             f"{machine.what} is {text_table.size(machine.bytes)}."
         )
 
-    def text(self, machine: MachineMemory) -> str:
-        """For people: a line for each part."""
+    def text(self, machine: MachineMemory, before: int) -> str:
+        """For people: a line for each part; `before`: see `process`."""
         rows = {name: text_table.size(size) for name, size in self.parts.items() if size}
         rows["in all, at most"] = text_table.size(self.peak)
+        rows["Python, libraries, data"] = text_table.size(before)
+        rows["the whole process, at most"] = text_table.size(self.process(before))
         rows["MLX's cache beside it"] = f"{text_table.size(self.cache)} at most"
         rows[machine.what] = text_table.size(machine.bytes)
         lines = [f"Memory of {self.what}, when it is highest ({self.moment}):"]
@@ -90,9 +99,8 @@ def plan_memory(args: ModelArgs, config: FinetuneConfig, *, on_cpu: bool) -> Mem
     }
     sums = {name: sum(parts.values()) for name, parts in moments.items()}
     highest = max(sums, key=lambda name: sums[name])
-    rows = config.micro_batch_size or config.batch_size
     return MemoryPlan(
-        what=f"{config.method}, {rows} x {config.data.context:,} positions at a time",
+        what=f"{config.method}, {step.rows} x {config.data.context:,} positions at a time",
         moment=highest,
         largest=round(step.largest_array()),
         parts={name: round(size) for name, size in moments[highest].items()},

@@ -10,10 +10,14 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mobilemoe_mlx.accounting.cost import account
-from mobilemoe_mlx.adapters.adapter_file import save_adapter
+from mobilemoe_mlx.adapters.adapter_file import adapter_of, save_adapter
 from mobilemoe_mlx.adapters.attach import attach
 from mobilemoe_mlx.adapters.base_digest import BaseDigest
+from mobilemoe_mlx.adapters.survival import survival
+from mobilemoe_mlx.adapters.training_record import TrainingRecord
 from mobilemoe_mlx.checkpoint import load_save
+from mobilemoe_mlx.checkpoint.check import Checkpoint
+from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.data.packing import Batch
 from mobilemoe_mlx.finetune.chosen_experts import (
     choose_experts,
@@ -76,6 +80,7 @@ def write_result(
     folder: StageFolder,
     base: BaseDigest,
     tokenizer_folder: Path,
+    training: TrainingRecord | None = None,
 ) -> Path:
     """Write the adapter, or the model of a method that trains whole weights; returns its folder."""
     model = trainer.model
@@ -83,9 +88,14 @@ def write_result(
         parameters = trainer.parameters
         if config.routing.train:
             parameters = trainer.trained_parameters()  # with the selection biases
-        layers = len(model.layers)
         save_adapter(
-            folder.adapter, parameters, config.adapter, base, num_layers=layers, overwrite=True
+            folder.adapter,
+            parameters,
+            config.adapter,
+            base,
+            num_layers=len(model.layers),
+            training=training,
+            overwrite=True,
         )
         return folder.adapter
     parameters = trainer.all_parameters()
@@ -102,6 +112,17 @@ def write_result(
         merge_chosen_experts(model)
     load_save.save(model, folder.model, tokenizer_folder=tokenizer_folder, overwrite=True)
     return folder.model
+
+
+def kept_by_int4(trainer: Trainer, config: FinetuneConfig, checkpoint: Checkpoint) -> float | None:
+    """How much of an adapter's update a fuse into its INT4 base would keep; None of all else."""
+    if config.adapter is None or config.adapter.through_int4:
+        return None
+    if checkpoint.layout is Layout.FLOAT:
+        return None
+    adapter = adapter_of(trainer.parameters, config.adapter)
+    kept = survival(checkpoint, [(adapter, 1.0)], "unclipped")
+    return kept[-1].survives if kept else None
 
 
 def what_is_trained(trainer: Trainer, config: FinetuneConfig, chosen: list[list[int]]) -> str:

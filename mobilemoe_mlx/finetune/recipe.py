@@ -30,6 +30,7 @@ _OF_FLOAT_BASES = ("lora", "dora", "experts")  # the base is held as BF16
 
 _LENGTHS = ("epochs", "steps")  # exactly one is given
 _LONGEST_CONTEXT = 2048  # unless one is given: what a 16 GB Mac holds of S (docs/finetuning.md)
+_MOST_POSITIONS = 2**24  # of a step: 8,192 rows of the longest context above
 _EVALUATIONS = 10  # over a run, where evaluate_every is 0
 
 
@@ -109,8 +110,9 @@ class FinetuneConfig(LoopTable):
                     "give `--set steps=N` instead."
                 )
             steps = max(1, math.ceil(self.epochs * steps_per_epoch))
-            if steps * self.batch_size * self.data.context >= tables.TOO_LARGE:
-                raise UserError(f"epochs is {self.epochs:g}; it must be a smaller number.")
+        if steps * self.batch_size * self.data.context >= tables.TOO_LARGE:
+            name = "steps" if self.steps else "epochs"
+            raise UserError(f"{name} is {getattr(self, name):g}; it must be a smaller number.")
         optimizer, routing = self.optimizer, self.routing
         warmup = optimizer.warmup_steps or math.ceil(optimizer.warmup_fraction * steps)
         if warmup >= steps and optimizer.warmup_steps:
@@ -228,6 +230,12 @@ def _check(config: FinetuneConfig, args: ModelArgs) -> None:
             f"({args.max_position_embeddings}): shorten it with "
             f"`--set data.context={args.max_position_embeddings}`."
         )
+    if config.batch_size * config.data.context > _MOST_POSITIONS:
+        raise UserError(
+            f"batch_size is {config.batch_size:,}, so a step would have {config.batch_size:,} x "
+            f"{config.data.context:,} positions: at most {_MOST_POSITIONS:,} are read at a time, "
+            f"{_MOST_POSITIONS // config.data.context:,} rows."
+        )
     if args.quantized and config.method in _ADAPTERS and config.compute.dtype != "float32":
         raise UserError(
             "compute.dtype is bfloat16, which cannot hold the scales of an INT4 base: leave it "
@@ -235,6 +243,11 @@ def _check(config: FinetuneConfig, args: ModelArgs) -> None:
         )
     if config.adapter is not None:
         config.adapter.layer_numbers(args.num_hidden_layers)
+        if config.adapter.rank > args.hidden_size:
+            raise UserError(
+                f"adapter.rank is {config.adapter.rank:,}, above the model's hidden size of "
+                f"{args.hidden_size:,}: no matrix has so many ranks. 4 to 64 are usual."
+            )
         if config.routing.train and config.adapter.through_int4:
             raise UserError(
                 "routing.train is true, but adapters through INT4 leave the selection biases as "

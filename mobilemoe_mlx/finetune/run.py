@@ -14,18 +14,28 @@ from mlx.utils import tree_flatten
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.adapters.base_digest import BaseDigest, digest_of
+from mobilemoe_mlx.adapters.training_record import TrainingRecord
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
+from mobilemoe_mlx.checkpoint.rewrite import check_apart
 from mobilemoe_mlx.data.packing import Batch, PackedBatches
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.finetune.data import FinetuneData, open_finetune_data
 from mobilemoe_mlx.finetune.expert_load import entropy_report, expert_load
+from mobilemoe_mlx.finetune.longer_run import Continued, continued, keep_result
 from mobilemoe_mlx.finetune.machine_memory import bound_memory, machine_memory
 from mobilemoe_mlx.finetune.memory_changes import check_memory
 from mobilemoe_mlx.finetune.memory_plan import plan_memory
-from mobilemoe_mlx.finetune.method import load_base, prepare, what_is_trained, write_result
+from mobilemoe_mlx.finetune.method import (
+    kept_by_int4,
+    load_base,
+    prepare,
+    what_is_trained,
+    write_result,
+)
 from mobilemoe_mlx.finetune.recipe import FinetuneConfig, load_finetune_recipe
+from mobilemoe_mlx.memory import resident_bytes
 from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.train.bookkeeping import Bookkeeping
 from mobilemoe_mlx.train.disk_space import DiskSpace, bytes_in, existing
@@ -90,11 +100,17 @@ def _finetune(
     stage = folder.stage(FINETUNE)
     if not options.plan:
         folder.check_free([FINETUNE], options.resume)
+        if options.resume and not folder.record_file.is_file():
+            raise UserError(
+                f"{folder.path} holds no run to go on with: leave out --resume to begin one there."
+            )
     overrides = list(options.overrides)
     if data_path is not None:
         overrides.append(f"data.path={_as_toml(data_path)}")
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     base_folder = hub.resolve(base)
+    if not options.plan:
+        check_apart(base_folder, folder.path)
     checkpoint = open_checkpoint(base_folder)
     checkpoint.args.check_routed_and_shared("Fine-tuning")
     config = load_finetune_recipe(
@@ -114,34 +130,48 @@ def _finetune(
     )
     say(data.report.text())
     config = config.for_data(data.steps_per_epoch)
+    longer = Continued(config) if options.plan else continued(folder, config)
+    config = longer.config
     plan = plan_memory(checkpoint.args, config, on_cpu=on_cpu)
     machine = machine_memory()
-    say(plan.text(machine) if options.plan else plan.short(machine))
+    resident = resident_bytes()
+    say(plan.text(machine, resident) if options.plan else plan.short(machine, resident))
     check_memory(plan, machine, checkpoint.args, config, on_cpu=on_cpu)
     if options.plan:
         return None
     check_finite(checkpoint)
     digest = digest_of(checkpoint, base)
     record = _record(config, digest, checkpoint.args.to_dict(), base_folder, data)
-    folder.check_same(record)
-    if stage.is_finished:
-        say(f"The run was finished before: {stage.result}")
+    recorded = record["stages"][FINETUNE]
+    folder.check_same(_of_stage(record, longer.comparable(recorded)))
+    if stage.is_finished and longer.before is None:
+        say(
+            f"The run was finished before: {stage.result}. To train it further, ask for a greater "
+            "length (--set epochs=..., or steps=...) with --resume."
+        )
         return stage.result
     bound_memory(plan.limit, plan.cache)
     model = load_base(base_folder, config)
     chosen = prepare(model, config, options.seed, _sample(data.stage.batches, config))
-    record["stages"][FINETUNE]["chosen_experts"] = chosen
-    folder.check_same(record)
+    recorded["chosen_experts"] = chosen
+    folder.check_same(_of_stage(record, longer.comparable(recorded)))
     stage.check_resumable(data.stage.batches)
     mx.random.seed(options.seed)
     trainer = Trainer(model, config, group)
     space = _disk_space(stage, trainer, config)
     space.check(folder.path)
-    say(what_is_trained(trainer, config, chosen))
+    trained = what_is_trained(trainer, config, chosen)
+    say(trained)
     say(f"The run is in {folder.path}: {space.text()}.")
+    recorded |= {"longer_since": longer.since} if longer.since is not None else {}
+    recorded["about"] = {"base": base, "trained": trained, "form": data.stage.format}
+    if longer.before is not None:
+        say(_about_longer(longer, keep_result(folder)))
     folder.begin(record, None)
     with StopSignals(group) as signals:
         book = Bookkeeping(FINETUNE, config, stage, data.stage, trainer, signals)
+        if longer.since == trainer.step:
+            book.be_patient_again()
         before = _load_before(trainer, book, data, config)
         with book:
             run_steps(trainer, book, data.stage, group)
@@ -158,7 +188,31 @@ def _finetune(
     tokenizer_folder = base_folder
     if data.template_note is not None:
         tokenizer_folder = with_chat_template(base_folder, folder.tokenizer)
-    return write_result(trainer, config, stage, digest, tokenizer_folder)
+    training = TrainingRecord(
+        method=config.method,
+        data=config.data.path,
+        form="chat" if data.stage.format == "chat" else "text",
+        steps=trainer.step if summary.best_step is None else summary.best_step,
+        heldout_before=summary.heldout_before,
+        heldout_after=summary.heldout_after,
+        test_loss=test,
+        survives_int4=kept_by_int4(trainer, config, checkpoint),
+    )
+    return write_result(trainer, config, stage, digest, tokenizer_folder, training)
+
+
+def _of_stage(record: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "stages": {FINETUNE: stage}}
+
+
+def _about_longer(longer: Continued, kept: Path | None) -> str:
+    assert longer.before is not None
+    text = (
+        f"The run goes on from step {longer.since:,} and is made longer: {longer.config.steps:,} "
+        f"steps in place of {longer.before['steps']:,}. From here its learning rate is that of the "
+        "longer run, so its losses are not those of a run that began with that length."
+    )
+    return text if kept is None else f"{text} What it left before is now {kept}."
 
 
 def _record(

@@ -87,6 +87,10 @@ class Bookkeeping:
         patience = self.config.patience
         return self.trainer.step == self.config.steps or bool(patience and self._worse >= patience)
 
+    def be_patient_again(self) -> None:
+        """Count the evaluations without a better held-out loss from here."""
+        self._worse = 0
+
     # --- evaluations ------------------------------------------------------------------------
 
     @property

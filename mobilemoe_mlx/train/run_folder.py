@@ -48,11 +48,16 @@ _FREE_TO_CHANGE = (
     "mixture",
     "folder",
     "on_bad_record",
+    "about",
 )
-
-
+# Names of files, where the digests of their content are compared.
+_NAMES_OF_FILES = ("path", "heldout")
 # What differences are called that no option of the recipe is.
 _SAID = {"init_sha256": "the checkpoint of --init", "base_sha256": "the base model"}
+_SAID_OF_FILES = {
+    "data.heldout_sha256.": "the held-out file",
+    "data.files_sha256.": "the data file",
+}
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ class RunFolder:
         for name in ("model", "tokenizer"):
             if changed := changed_values(saved.get(name, {}), now[name], f"{name}."):
                 raise UserError(
-                    f"{self.path} holds a run of another {name} ({_differ(changed)}): choose "
+                    f"{self.path} holds a run of another {name} ({', '.join(changed)}): choose "
                     "another folder with --run."
                 )
         for name, stage in now["stages"].items():
@@ -227,7 +232,7 @@ class RunFolder:
                 continue
             if changed := changed_values(saved.get("stages", {}).get(name, {}), stage):
                 raise UserError(
-                    f"{self.stage(name).path} was run with another recipe ({_differ(changed)}): "
+                    f"{self.stage(name).path} was run with another recipe ({', '.join(changed)}): "
                     "resume with the same values, or start in another folder with --run."
                 )
 
@@ -271,32 +276,29 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def changed_values(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the values of `now` that differ and matter to the losses."""
+    """What differs and matters to the losses, in words."""
     now = json.loads(json.dumps(now))  # tuples as the file holds them
     out: list[str] = []
     for name, value in now.items():
-        if name in _FREE_TO_CHANGE:
+        if name in _FREE_TO_CHANGE or ("files_sha256" in now and name in _NAMES_OF_FILES):
             continue
+        before = saved.get(name)
         if isinstance(value, dict):
-            before = saved.get(name)
             out += changed_values(
                 before if isinstance(before, dict) else {}, value, f"{prefix}{name}."
             )
-        elif saved.get(name) != value:
-            out.append(prefix + name)
-    if prefix.endswith("sources."):
-        out += [prefix + name for name in saved.keys() - now.keys()]
+        elif before != value:
+            out.append(_said(prefix + name, before, value, is_new=name not in saved))
+    if prefix.endswith(("sources.", "files_sha256.")):
+        out += [_said(prefix + name, None, None) for name in saved.keys() - now.keys()]
     return out
 
 
-def _differ(names: list[str]) -> str:
-    heldout = "data.heldout_sha256."
-    words = [
-        _SAID[name]
-        if name in _SAID
-        else f"the held-out file {name.removeprefix(heldout)}"
-        if name.startswith(heldout)
-        else name
-        for name in names
-    ]
-    return f"{', '.join(words)} differ{'s' if len(words) == 1 else ''}"
+def _said(name: str, before: Any, now: Any, *, is_new: bool = False) -> str:
+    """One difference: of values what they were and are, of digests what they are of."""
+    for prefix, what in _SAID_OF_FILES.items():
+        if name.startswith(prefix):
+            return f"{what} {name.removeprefix(prefix)} {'is new' if is_new else 'differs'}"
+    if name in _SAID or is_new or not all(isinstance(v, str | int | float) for v in (before, now)):
+        return f"{_SAID.get(name, name)} differs"
+    return f"{name} was {before!s} and is {now!s}"

@@ -147,6 +147,11 @@ def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
     return edit
 
 
+def set_rank(content: dict[str, Any]) -> None:
+    content["mobilemoe"].update(rank=3, alpha=12.0)  # the scale stays
+    content["lora_parameters"].update(rank=3)
+
+
 def truncate(folder: Path) -> None:
     path = folder / "adapters.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -166,7 +171,11 @@ Q = "model.layers.1.self_attn.q_proj"
             edit_config(lambda c: c["mobilemoe"].update(rnak=3)),
             "'rnak'.*did you mean 'rank'",
         ),
-        (edit_config(lambda c: c["mobilemoe"].update(rank=3)), "has the rank 4, and .* says 3"),
+        (edit_config(set_rank), "has the rank 4, and .* says 3"),
+        (edit_config(lambda c: c["mobilemoe"].update(rank=3)), "rank is 4, .* contradict"),
+        (edit_config(lambda c: c["mobilemoe"].update(alpha=3)), "scale is 4.0, .* it is 0.75"),
+        (edit_config(lambda c: c["lora_parameters"].update(scale=1)), "scale is 1, .* it is 4"),
+        (edit_config(lambda c: c.update(fine_tune_type="dora")), "'dora', and mobilemoe.kind"),
         (edit_config(lambda c: c["mobilemoe"].update(modules=["atention"])), "'attention'"),
         (edit_config(lambda c: c["mobilemoe"].update(layers="1-9")), "tensors are missing"),
         (edit_config(lambda c: c.update(mobilemoe=3)), "mobilemoe must be a table"),
@@ -198,6 +207,32 @@ def test_damage_is_one_sentence(
     with pytest.raises(UserError, match=message) as caught:
         load_adapters(model, [(folder, 1.0)])
     assert "\n" not in str(caught.value)
+
+
+def test_mlx_lms_own_settings_may_not_contradict_themselves(good: Path, tmp_path: Path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(good, folder)
+    path = folder / "adapter_config.json"
+    for settings, message in (
+        ({"rank": 5, "scale": 2.0}, "has the rank 4, and .* says 5"),
+        ({"rank": 4, "scale": 2.0, "alpha": 16}, "scale 2, but alpha / rank is 16 / 4"),
+    ):
+        path.write_text(json.dumps({"fine_tune_type": "lora", "lora_parameters": settings}))
+        with pytest.raises(UserError, match=message):
+            read_adapter(folder)
+
+
+def test_a_folder_that_is_no_adapter_is_told_by_name(good: Path, bf16_folder: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(good, run / "adapter")
+    with pytest.raises(UserError, match=f"is a fine-tuning run; its adapter is .*{run}/adapter"):
+        read_adapter(run)
+    with pytest.raises(UserError, match="is a model and no adapter"):
+        read_adapter(bf16_folder)
+    (run / "adapter").rename(tmp_path / "elsewhere")
+    shutil.copytree(bf16_folder, run / "model")
+    with pytest.raises(UserError, match=f"use {run}/model as the model"):
+        read_adapter(run)
 
 
 def test_an_adapter_is_written_whole_or_not_at_all(

@@ -219,3 +219,17 @@ def test_the_base_is_not_overwritten(bf16_folder: Path, tmp_path: Path):
     written(bf16_folder, tmp_path / "adapter", AdapterConfig(rank=2, modules=("o_proj",)))
     with pytest.raises(UserError, match="is the base itself"):
         fuse(bf16_folder, [(tmp_path / "adapter", 1.0)], bf16_folder, overwrite=True)
+
+
+def test_the_folder_to_write_is_not_one_that_is_read(bf16_folder: Path, tmp_path: Path):
+    adapter = tmp_path / "adapter"
+    written(bf16_folder, adapter, AdapterConfig(rank=2, modules=("o_proj",)))
+    for output, message in (
+        (adapter, "the folder to write is missing"),
+        (adapter / "fused", r"is inside .*adapter"),
+        (bf16_folder / "fused", r"is inside .*, which is read"),
+    ):
+        before = sorted(tmp_path.rglob("*")), sorted(bf16_folder.rglob("*"))
+        with pytest.raises(UserError, match=message):
+            fuse(bf16_folder, [(adapter, 1.0)], output)
+        assert (sorted(tmp_path.rglob("*")), sorted(bf16_folder.rglob("*"))) == before

@@ -279,4 +279,6 @@ def test_a_folder_around_the_source_is_not_overwritten(tmp_path: Path, int4_fold
     (tmp_path / "models" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="contains the source"):
         convert(tmp_path / "models" / "source", tmp_path / "models", overwrite=True)
+    with pytest.raises(UserError, match=r"is inside .*source, which is read"):
+        convert(tmp_path / "models" / "source", tmp_path / "models" / "source" / "new")
     assert check(tmp_path / "models" / "source") == []

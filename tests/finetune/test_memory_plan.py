@@ -62,10 +62,10 @@ def test_parts_add_up_and_are_told() -> None:
     args = preset("S")
     plan = plan_memory(args, recipe(args, "lora"), on_cpu=True)
     assert plan.peak == sum(plan.parts.values()) and plan.peak >= max(plan.others.values())
-    text = plan.text(MachineMemory(8 * 10**9, "free memory", "close other programs"))
+    text = plan.text(MachineMemory(8 * 10**9, "free memory", "close other programs"), 10**8)
     for part in ("frozen weights", "adapters", "optimiser", "activations, 20 layers", "8.00 GB"):
         assert part in text
-    assert "close other programs" in text and "\n" not in plan.short(machine_memory())
+    assert "close other programs" in text and "\n" not in plan.short(machine_memory(), 10**8)
 
 
 def test_a_run_that_does_not_fit_is_told_what_would() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -100,7 +103,26 @@ def test_a_run_leaves_an_adapter_and_its_records(finished: Path, bf16_folder: Pa
     assert (stage.finished, stage.steps, stage.planned_steps) == (True, 8, 8)
     assert stage.model == str(finished / "adapter")
     assert main(["info", str(finished)]) == 0
-    assert "fine-tuning: finished, 8 of 8 steps" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "fine-tuning: finished, 8 of 8 steps",
+        f"base {bf16_folder}",
+        "method lora",
+        "rank 8 on attention, shared_expert, experts of every layer",
+        f"held-out loss {heldout[0][1]:.4f} -> {best[1]:.4f}, of step {best[0]}, which is kept",
+        f"Next: mobilemoe chat {bf16_folder} --adapter {finished}/adapter",
+        f"mobilemoe fuse {bf16_folder} {finished}/adapter {finished}/fused",
+    ):
+        assert part in said
+    assert main(["info", str(finished / "adapter")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (
+        f"folder {finished}/adapter",
+        "method lora",
+        f"held-out loss {heldout[0][1]:.4f} before, {best[1]:.4f} after",
+        f"mobilemoe fuse {bf16_folder} {finished}/adapter {finished}/fused",
+    ):
+        assert part in said
 
 
 def test_plot_draws_a_run(finished: Path, tmp_path: Path):
@@ -191,6 +213,11 @@ def test_kill_9_then_resume_gives_the_same_losses(
     done = run_command([*mobilemoe(*arguments), "--resume"], cache)
     assert done.returncode == 0, done.stderr
     assert f"--adapter {run}/adapter" in done.stdout
+    if sys.platform == "linux":  # the memory of the whole process, told before the model is loaded
+        told = re.search(r"with Python, libraries and data ([\d.]+) (MB|GB)", done.stdout)
+        planned = float(told[1]) * {"MB": 1e6, "GB": 1e9}[told[2]]
+        measured = max(row.get("peak_memory", 0) for row in read_metrics(run / "metrics.jsonl"))
+        assert planned == pytest.approx(measured, rel=0.15)
     assert_same_run(run, finished)
 
 
@@ -244,11 +271,64 @@ def test_another_base_is_refused_on_resume(stopped, bf16_folder, conversations, 
 def test_other_values_and_other_data_are_refused_on_resume(
     stopped, bf16_folder, conversations, tmp_path
 ):
-    with pytest.raises(UserError, match=r"\(adapter.rank, adapter.dropout differ\)"):
+    with pytest.raises(UserError, match=r"adapter.rank was 8 and is 4, adapter.dropout was 0.1"):
         short_run(bf16_folder, conversations, stopped, "adapter.rank=4", resume=True)
     other = write_conversations(tmp_path / "mine.jsonl", 50)
-    with pytest.raises(UserError, match=r"mine\.jsonl"):
+    with pytest.raises(UserError, match=r"\(the data file mine\.jsonl differs, the held-out"):
         short_run(bf16_folder, other, stopped, "adapter.dropout=0.1", resume=True)
+    other = tmp_path / "moved" / "mine.jsonl"  # the same records
+    other.parent.mkdir()
+    shutil.copy(conversations, other)
+    short_run(bf16_folder, other, stopped, "adapter.dropout=0.1", resume=True)
+
+
+def test_a_run_that_is_not_there_is_not_resumed(bf16_folder, conversations, tmp_path):
+    with pytest.raises(UserError, match="holds no run to go on with: leave out --resume"):
+        short_run(bf16_folder, conversations, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_made_longer(finished, bf16_folder, conversations, tmp_path, monkeypatch):
+    """A finished run goes on to more steps; stopped in between, it gives the same."""
+    longer, broken = tmp_path / "longer", tmp_path / "broken"
+    for run in (longer, broken):
+        shutil.copytree(finished, run)
+    more = ("adapter.dropout=0.1", "steps=14", "patience=1")
+    with pytest.raises(UserError, match=r"patience was 3 and is 1"):
+        short_run(bf16_folder, conversations, longer, *more, resume=True)
+    more = more[:2]
+    short_run(bf16_folder, conversations, longer, *more, resume=True)
+    rows = records(longer)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 15))
+    assert [r for r in rows if r["step"] < 9] == [
+        r for r in records(finished) if "summary" not in r
+    ]
+    # The rate of the longer run's schedule, in place of the shorter one's last.
+    rates = {row["step"]: row["learning_rate"] for row in rows if "loss" in row}
+    assert rates[9] > rates[8] and rates[14] == pytest.approx(0.1 * 1e-3)
+    old = (finished / "adapter" / "adapters.safetensors").read_bytes()
+    assert (longer / "adapter-of-step-8" / "adapters.safetensors").read_bytes() == old
+    assert (longer / "adapter" / "adapters.safetensors").read_bytes() != old
+
+    original = Trainer.run
+
+    def step(trainer: Trainer, batch: Any) -> Any:
+        if trainer.step == 10:
+            raise KeyboardInterrupt
+        return original(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", step)
+        with pytest.raises(KeyboardInterrupt):
+            short_run(bf16_folder, conversations, broken, *more, resume=True)
+    assert "not finished" in describe_run(broken).text()
+    short_run(bf16_folder, conversations, broken, *more, resume=True)
+    assert_same_run(broken, longer)
+    with pytest.raises(UserError, match="run of 14 steps, and 8 are asked for"):
+        short_run(bf16_folder, conversations, broken, "adapter.dropout=0.1", resume=True)
+    shutil.rmtree(broken / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint left"):
+        short_run(bf16_folder, conversations, broken, more[0], "steps=20", resume=True)
 
 
 def test_train_and_finetune_keep_out_of_each_others_folders(
@@ -276,12 +356,40 @@ def test_what_cannot_be_trained_leaves_nothing(bf16_folder, conversations, tmp_p
         (bf16_folder, conversations, ("data.context=4",), "context"),
         (bf16_folder, conversations, ("micro_batch_size=3", "batch_size=4"), "does not divide"),
         (tmp_path / "absent", conversations, (), "no folder"),
+        (bf16_folder, conversations, ("data.heldout_fraction=1",), "below 1"),
+        (bf16_folder, conversations, ("batch_size=100000000",), "positions: at most"),
+        (bf16_folder, conversations, ("adapter.rank=100000000",), "hidden size"),
+        (bf16_folder, conversations, ("steps=9000000000000000000",), "smaller number"),
     ]
     for base, data, overrides, message in cases:
         with pytest.raises(UserError, match=message) as error:
             short_run(base, data, tmp_path / "run", *overrides)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "run").exists(), message
+
+
+def test_a_run_is_not_kept_inside_its_base(bf16_folder, conversations):
+    before = sorted(bf16_folder.rglob("*"))
+    with pytest.raises(UserError, match=r"is inside .*, which is read"):
+        short_run(bf16_folder, conversations, bf16_folder / "run")
+    assert sorted(bf16_folder.rglob("*")) == before
+
+
+def test_the_commands_after_a_run_work_for_that_run(int4_folder, tmp_path, capsys):
+    """Texts are continued, not talked to; and INT4 would lose what so few steps have learnt."""
+    data, run = tmp_path / "texts.jsonl", tmp_path / "run"
+    lines = [json.dumps({"text": f"def indent(text, n={n}): return n * text"}) for n in range(40)]
+    data.write_text("\n".join(lines) + "\n")
+    command = ["finetune", str(int4_folder), "--data", str(data), "--run", str(run)]
+    settings = [f"--set={value}" for value in (*SHORT, "optimizer.peak_lr=1e-4")]
+    assert main([*command, *settings]) == 0
+    said = capsys.readouterr().out
+    assert "of this adapter, so a fuse into INT4 is refused" in said and "qat-lora" in said
+    commands = [shlex.split(line) for line in said.splitlines() if line.startswith("  mobilemoe")]
+    assert [words[1] for words in commands] == ["generate", "fuse"]
+    assert commands[1][-2:] == ["--to", "bf16"]
+    assert main([*commands[0][1:], "--max-tokens", "2"]) == 0
+    assert main(commands[1][1:]) == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(

@@ -130,6 +130,10 @@ def _check_outside(source: Path, package: Path) -> None:
     folder = resources.resources_folder(package)
     if source.is_relative_to(package) or source.is_relative_to(folder):
         raise UserError(f"{package} would replace the checkpoint {source}: choose another name.")
+    if package.is_relative_to(source):
+        raise UserError(
+            f"{package} is inside {source}, which is read: choose a place outside that folder."
+        )
 
 
 def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> None:

@@ -81,6 +81,11 @@ def test_checkpoint_inside_the_output_is_refused(int4_folder: Path, tmp_path: Pa
         export_coreml(source, tmp_path / "x.mlpackage", OPTIONS, force=True)
 
 
+def test_output_inside_the_checkpoint_is_refused(int4_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"is inside .*, which is read"):
+        export_coreml(int4_folder, int4_folder / "x.mlpackage", OPTIONS)
+
+
 def test_too_little_disk_space(
     int4_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import files, text_table
-from mobilemoe_mlx.checkpoint.tensor_file import read_header
+from mobilemoe_mlx.adapters.adapter_file import read_adapter
+from mobilemoe_mlx.adapters.adapter_settings import CONFIG, OWN, WEIGHTS
+from mobilemoe_mlx.adapters.survival import LEAST
+from mobilemoe_mlx.adapters.training_record import TrainingRecord
+from mobilemoe_mlx.checkpoint.tensor_file import DamagedFile, read_header
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tensor_names import is_expert_matrix
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapters.safetensors"
 
 _PLACE = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)\.(lora_a|lora_b|m)")
 
@@ -36,18 +39,20 @@ class AdapterInfo:
     # Of ours: the scale rule where it was trained through INT4, and its base's digest.
     through_int4: str | None
     base_weights: str | None
+    training: TrainingRecord | None  # of ours, where the folder tells it
     tensors: int
     parameters: int
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
+        return {**dataclasses.asdict(self), "path": str(self.path), "next": self.next_commands()}
 
     def text(self) -> str:
         """For people: a line for each property."""
         cells = {
             "adapter": f"{self.path.name}, {self.kind}",
+            "folder": str(self.path),
             "base model": self.base or "not named",
             "rank": ", ".join(map(str, self.ranks)) or "none",
             "scale": "not given" if self.scale is None else f"{self.scale:g}",
@@ -60,9 +65,48 @@ class AdapterInfo:
         if self.embedding:
             cells["  embed_tokens"] = "which is the head too"
         cells |= {f"  {name}": f"in {count} layers" for name, count in self.modules.items()}
+        if (training := self.training) is not None:
+            cells |= _training_cells(training)
         cells["parameters"] = f"{self.parameters:,} in {self.tensors:,} tensors"
         cells["weights"] = text_table.size(self.bytes)
-        return text_table.labelled(cells)
+        return "\n".join([text_table.labelled(cells), *next_lines(self.next_commands())])
+
+    def next_commands(self) -> list[str]:
+        """What to type to use it; a line that is no command begins with "#"."""
+        if self.base is None or self.kind not in ("lora", "dora"):
+            return []
+        base, adapter, fused = self.base, str(self.path), str(self.path.parent / "fused")
+        is_text = self.training is not None and self.training.form == "text"
+        talk = ["generate", base, "--prompt", "The"] if is_text else ["chat", base]
+        use = shlex.join(["mobilemoe", *talk, "--adapter", adapter])
+        fuse = ["mobilemoe", "fuse", base, adapter, fused]
+        kept = None if self.training is None else self.training.survives_int4
+        if kept is None or kept >= LEAST:
+            return [use, shlex.join(fuse)]
+        return [
+            use,
+            f"# INT4 would keep {kept:.0%} of this adapter, so a fuse into INT4 is refused: use it "
+            "with --adapter as above, train it through INT4 (--method qat-lora), or fuse to BF16:",
+            shlex.join([*fuse, "--to", "bf16"]),
+        ]
+
+
+def next_lines(commands: Sequence[str]) -> list[str]:
+    """Commands under the heading that every run and description gives them; [] for none."""
+    return ["Next:", *(f"  {command}" for command in commands)] if commands else []
+
+
+def _training_cells(training: TrainingRecord) -> dict[str, str]:
+    cells = {"method": training.method, "data": training.data, "steps": f"{training.steps:,}"}
+    if training.heldout_before is not None and training.heldout_after is not None:
+        cells["held-out loss"] = (
+            f"{training.heldout_before:.4f} before, {training.heldout_after:.4f} after"
+        )
+    if training.test_loss is not None:
+        cells["test loss"] = f"{training.test_loss:.4f}"
+    if training.survives_int4 is not None:
+        cells["fused into INT4"] = f"{training.survives_int4:.0%} of the update would survive"
+    return cells
 
 
 def is_adapter(folder: Path) -> bool:
@@ -76,10 +120,15 @@ def describe_adapter(folder: Path) -> AdapterInfo:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is an adapter without {name}: copy it whole.")
     config = files.read_json(folder / CONFIG)
+    if isinstance(config, dict) and OWN in config:
+        read_adapter(folder)  # raises for all that keeps the adapter from being used
     settings = config.get("lora_parameters") or {} if isinstance(config, dict) else None
     if not isinstance(settings, dict):
         raise UserError(f"{folder / CONFIG} is not an adapter's configuration of mlx-lm.")
-    tensors = read_header(folder / WEIGHTS).tensors
+    try:
+        tensors = read_header(folder / WEIGHTS).tensors
+    except DamagedFile as damage:
+        raise UserError(f"{folder} cannot be used: {damage.problems[0]}.") from None
     places = {name: match for name in tensors if (match := _PLACE.fullmatch(name))}
     # lora_a is [in, rank] and lora_b [rank, out]; of experts of mlx-lm's own models [expert, rank,
     # in] and [expert, out, rank], and of ours [expert, in, rank] and [expert, rank, out].
@@ -92,10 +141,8 @@ def describe_adapter(folder: Path) -> AdapterInfo:
     modules = Counter(module for _, module in {(m[1], m[2]) for m in places.values()})
     scale = settings.get("scale")
     base = config.get("model")
-    own = config.get("mobilemoe")
-    own = own if isinstance(own, dict) else {}
-    own_base = own.get("base")
-    weights = own_base.get("weights") if isinstance(own_base, dict) else None
+    own = config.get(OWN, {})
+    weights = own.get("base", {}).get("weights")
     return AdapterInfo(
         path=folder,
         kind=str(config.get("fine_tune_type", "lora")),
@@ -106,7 +153,8 @@ def describe_adapter(folder: Path) -> AdapterInfo:
         modules=dict(sorted(modules.items())),
         embedding="model.embed_tokens.lora_a" in tensors,
         through_int4=str(own.get("scale_rule")) if own.get("through_int4") else None,
-        base_weights=weights if isinstance(weights, str) else None,
+        base_weights=weights,
+        training=TrainingRecord(**own["training"]) if "training" in own else None,
         tensors=len(tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         bytes=(folder / WEIGHTS).stat().st_size,
