@@ -39,7 +39,7 @@ let package = Package(
         .target(
             name: "MobileMoEKernel",
             path: "coreml/kernel",
-            exclude: ["CMakeLists.txt", "README.md", "bench", "build_library.py", "fuzz"],
+            exclude: ["CMakeLists.txt", "README.md", "bench", "build_library.py", "fuzz", "ort"],
             sources: ["src", "files"],
             publicHeadersPath: "include"
         ),

@@ -6,6 +6,7 @@ import ctypes as c
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ OPERATORS = ("linear", "rms_norm", "head", "attention", "moe_ffn")
 PRECISIONS = ("exact", "int16", "int8")
 
 
-def build(folder: Path, program: str) -> list[str]:
-    """Cross-compile a program of this folder over the kernel; -> a command that runs it.
+def build(folder: Path, program: str, more: Sequence[Path] = ()) -> list[str]:
+    """Cross-compile a program of this folder over the kernel and `more`; -> a command that runs it.
 
     Skips the test where there is no cross compiler or no emulator.
     """
@@ -32,7 +33,7 @@ def build(folder: Path, program: str) -> list[str]:
     if compiler is None or emulator is None:
         pytest.skip("no cross compiler or emulator for arm64: scripts/install-cross-tools")
     options = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    built = kernel_programs.build(folder, compiler, HERE / program, options, ["-static"])
+    built = kernel_programs.build(folder, compiler, HERE / program, options, ["-static"], more)
     return [emulator, str(built)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +21,23 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def build(folder: Path, compiler: str, program: Path, options: list[str], link: list[str]) -> Path:
-    """Compile `program` and every source of the kernel in `folder`, two at a time.
+# The operators for ONNX Runtime, which a program needs that calls them.
+ORT_SOURCES = [path for path in (KERNEL / "ort").glob("*.cpp") if path.stem != "ort_api_check"]
+
+
+def build(
+    folder: Path,
+    compiler: str,
+    program: Path,
+    options: list[str],
+    link: list[str],
+    more: Sequence[Path] = (),
+) -> Path:
+    """Compile `program`, every source of the kernel and `more` in `folder`, two at a time.
 
     Objects that are in the folder already are taken as they are.
     """
-    include = [f"-I{KERNEL / 'include'}", f"-I{KERNEL / 'bench'}"]
+    include = [f"-I{KERNEL / name}" for name in ("include", "bench", "src")]
 
     def compile_one(source: Path) -> str:
         target = folder / f"{source.stem}.o"
@@ -33,8 +45,9 @@ def build(folder: Path, compiler: str, program: Path, options: list[str], link: 
             run([compiler, "-std=c++17", *options, *include, "-c", str(source), "-o", str(target)])
         return str(target)
 
+    sources = [*sorted((KERNEL / "src").glob("*.cpp")), *more, program]
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, [*sorted((KERNEL / "src").glob("*.cpp")), program]))
+        objects = list(pool.map(compile_one, sources))
     target = folder / program.stem
     run([compiler, *link, "-o", str(target), *objects, "-pthread"])
     return target

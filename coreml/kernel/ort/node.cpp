@@ -106,6 +106,15 @@ float NodeInfo::number(const char* name) const {
   return value;
 }
 
+float NodeInfo::number(const char* name, float otherwise) const {
+  float value;
+  if (OrtStatus* status = api_.KernelInfoGetAttribute_float(info_, name, &value)) {
+    api_.ReleaseStatus(status);
+    return otherwise;
+  }
+  return value;
+}
+
 std::string NodeInfo::string(const char* name, const char* otherwise) const {
   char value[64];
   size_t size = sizeof value;

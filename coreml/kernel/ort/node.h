@@ -62,6 +62,7 @@ class NodeInfo {
   int64_t integer(const char* name) const;  // refused where it is missing
   int64_t integer(const char* name, int64_t otherwise) const;
   float number(const char* name) const;
+  float number(const char* name, float otherwise) const;
   std::string string(const char* name, const char* otherwise) const;
 
   // An input that is an initializer: it stays where it is as long as the session lives.

@@ -5,10 +5,10 @@
 // [batch, kv_heads, rows, head_dim], rotation [positions, head_dim] (cos, then sin, of a position's
 // pairs), then the weights -> y [batch, tokens, d], present_key, present_value.
 //
-// The cache grows (rows = total - tokens, and present has total) or has room (rows >= total), and then
+// The cache is float32 or float16. It grows (rows = total - tokens, and present has total) or has room (rows >= total), and then
 // present may be the very memory of past. The mask tells which positions count: zeros before the first one
-// are padding on the left; where a row's ones end before its new tokens, there was padding on the right, and
-// the new tokens are written over it, as GroupQueryAttention does.
+// are padding on the left; zeros behind it and before the new tokens were padding on the right, and tokens
+// are written over that, as GroupQueryAttention does.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -37,7 +37,7 @@ struct Row {
 
 struct Scratch {
   Scratch(Arena& arena, const Runtime& runtime, const AttentionShape& shape,
-          const FeedForward& feed_forward, int count, int positions, bool blocks)
+          const FeedForward& feed_forward, int count, int positions, const CacheType* blocks)
       : normed(arena.take<float>(static_cast<size_t>(count) * feed_forward.hidden_size())),
         qkv(arena.take<float>(static_cast<size_t>(count) * (shape.heads + 2 * shape.kv_heads) *
                               shape.head_dim)),
@@ -55,10 +55,11 @@ struct Scratch {
                                       products.linear_scratch_bytes(width, count)),
                              Arena::kAlignment);
     threads = arena.take<uint8_t>(thread_stride * runtime.pool.threads());
-    cache.type = CacheType::float32;
+    if (blocks == nullptr) return;
+    cache.type = *blocks;
     cache.block_bytes = block_bytes(cache.type, shape.head_dim);
     cache.head_bytes = (positions + kBlock - 1) / kBlock * cache.block_bytes;
-    cache.data = blocks ? arena.take<uint8_t>(cache.head_bytes * shape.kv_heads) : nullptr;
+    cache.data = arena.take<uint8_t>(cache.head_bytes * shape.kv_heads);
   }
 
   float* normed;
@@ -71,7 +72,7 @@ struct Scratch {
   Prepared prepared;
   uint8_t* threads;
   size_t thread_stride;
-  LayerCache cache;  // of one row of the batch, in blocks
+  LayerCache cache{};  // of one row of the batch, in blocks
 };
 
 // What a call is about.
@@ -79,14 +80,14 @@ struct Sizes {
   int64_t batch, tokens, rows;  // rows of present
   const float* x;
   float* y;
-  float* keys;
-  float* values;
+  RowCache present;  // of the batch's first row; the others follow it
 };
 
 class DecoderLayerKernel : public Kernel {
  public:
-  DecoderLayerKernel(const NodeInfo& node, std::shared_ptr<Engine> engine)
+  DecoderLayerKernel(const NodeInfo& node, std::shared_ptr<Engine> engine, CacheType type)
       : engine_(std::move(engine)),
+        type_(type),
         runtime_(engine_->runtime(node.string("precision", "int16"))),
         eps_(node.number("norm_eps")),
         feed_forward_(node, kFeedForward, "post_attention_norm") {
@@ -102,8 +103,14 @@ class DecoderLayerKernel : public Kernel {
                                           eps_,
                                           0};
     check(check_attention_shape(shape, &error), error);
-    shape_ = {shape.heads, shape.kv_heads, shape.head_dim, shape.qk_norm != 0, eps_,
-              static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))), 0};
+    const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim)));
+    shape_ = {shape.heads,
+              shape.kv_heads,
+              shape.head_dim,
+              shape.qk_norm != 0,
+              node.number("qk_norm_eps", eps_),
+              node.number("score_scale", scale),
+              0};
     const int64_t d = feed_forward_.hidden_size(), width = heads * head_dim;
     const int64_t kv_width = kv_heads * head_dim;
     input_norm_ = node.vector(kInputNorm, "input_norm", d);
@@ -149,25 +156,26 @@ class DecoderLayerKernel : public Kernel {
     const std::vector<Row> rows = rows_of(mask, tokens, total);
     const int64_t present_rows = std::max(past_rows, total);
     const Dimensions present{batch, shape_.kv_heads, present_rows, shape_.head_dim};
+    const size_t row_bytes = shape_.head_dim * element_bytes(type_);
     const Sizes sizes{batch,
                       tokens,
                       present_rows,
                       x.floats(),
                       call.floats(0, x.dimensions),
-                      call.floats(1, present),
-                      call.floats(2, present)};
+                      {type_, static_cast<uint8_t*>(call.output(1, present)),
+                       static_cast<uint8_t*>(call.output(2, present)), present_rows * row_bytes}};
     const int64_t count = batch * tokens;
     const int block = static_cast<int>(std::min<int64_t>(count, kBlockTokens));
     int positions = 1;
     for (const Row& row : rows) {
       positions = std::max(positions, static_cast<int>(row.write + tokens - row.first));
     }
-    const bool blocks = tokens >= kTokensForBlocks;
+    const CacheType* blocks = tokens >= kTokensForBlocks ? &type_ : nullptr;
     Arena counter;
     Scratch(counter, runtime_, shape_, feed_forward_, std::max(block, 1), positions, blocks);
     const std::lock_guard<std::mutex> turn(runtime_.pool.turn());
-    copy_past(past_key.floats(), past_rows, rows, sizes, sizes.keys);
-    copy_past(past_value.floats(), past_rows, rows, sizes, sizes.values);
+    copy_past(past_key, rows, sizes, sizes.present.keys);
+    copy_past(past_value, rows, sizes, sizes.present.values);
     if (count == 0) return;
     Arena arena(engine_->room(counter.bytes()));
     Scratch scratch(arena, runtime_, shape_, feed_forward_, block, positions, blocks);
@@ -185,9 +193,8 @@ class DecoderLayerKernel : public Kernel {
       const int64_t* end = begin + total;
       const int64_t* news = end - tokens;
       const int64_t* one = std::find_if(begin, end, [](int64_t m) { return m != 0; });
-      const int64_t* after = std::min(one, news);
-      if (one < news) after = one + std::count_if(one, news, [](int64_t m) { return m != 0; });
-      const int64_t first = one - begin, write = after - begin;
+      const int64_t first = one - begin;
+      const int64_t write = one < news ? first + (news - one) - std::count(one, news, 0) : news - begin;
       const Row row{static_cast<int>(first), static_cast<int>(write),
                     static_cast<int>(std::max<int64_t>(first - write, 0))};
       const int64_t last = write + tokens - 1 - first;
@@ -201,16 +208,14 @@ class DecoderLayerKernel : public Kernel {
   }
 
   // The rows of past that count, into present, unless that is the same memory.
-  void copy_past(const float* past, int64_t past_rows, const std::vector<Row>& rows,
-                 const Sizes& sizes, float* present) const {
-    if (past == present) return;
-    const auto heads = static_cast<int>(sizes.batch * shape_.kv_heads);
-    const size_t width = shape_.head_dim;
-    runtime_.pool.run(heads, [&](int head, int) {
-      const size_t used = rows[head / shape_.kv_heads].write;
-      if (used == 0) return;
-      std::memcpy(present + head * sizes.rows * width, past + head * past_rows * width,
-                  used * width * sizeof(float));
+  void copy_past(const Tensor& past, const std::vector<Row>& rows, const Sizes& sizes,
+                 uint8_t* present) const {
+    if (past.data == present) return;
+    const size_t row = sizes.present.row_bytes(shape_.head_dim), head_bytes = past.dimensions[2] * row;
+    const auto* from = static_cast<const uint8_t*>(past.data);
+    runtime_.pool.run(static_cast<int>(sizes.batch * shape_.kv_heads), [&](int head, int) {
+      const size_t used = rows[head / shape_.kv_heads].write * row;
+      if (used > 0) std::memcpy(present + head * sizes.present.head_bytes, from + head * head_bytes, used);
     });
   }
 
@@ -254,9 +259,8 @@ class DecoderLayerKernel : public Kernel {
           }
         }
         for (int head = 0; head < shape_.kv_heads; ++head) {
-          const size_t to = ((b * shape_.kv_heads + head) * sizes.rows + row.write + at) * head_dim;
-          std::memcpy(sizes.keys + to, k + head * head_dim, head_dim * sizeof(float));
-          std::memcpy(sizes.values + to, v + head * head_dim, head_dim * sizeof(float));
+          store_row(sizes.present, shape_.head_dim, static_cast<int>(b * shape_.kv_heads) + head,
+                    static_cast<int>(row.write + at), k + head * head_dim, v + head * head_dim);
         }
       }
     });
@@ -280,15 +284,17 @@ class DecoderLayerKernel : public Kernel {
   // Tokens `at` to at + count - 1 of a row of the batch.
   void attend_row(const Sizes& sizes, const Row& row, int64_t b, int at, int count, const float* q,
                   size_t q_stride, float* mixed, Scratch& s) const {
-    const size_t head_dim = shape_.head_dim, width = shape_.heads * head_dim;
+    const size_t width = static_cast<size_t>(shape_.heads) * shape_.head_dim;
     const int skipped = std::clamp(row.padding - at, 0, count);
     std::fill(mixed, mixed + skipped * width, 0.0f);
     at += skipped;
     count -= skipped;
     if (count == 0) return;
     const int position = row.write + at - row.first;
-    const size_t begin = (b * shape_.kv_heads * sizes.rows + row.first) * head_dim;
-    const RowCache cache{sizes.keys + begin, sizes.values + begin, sizes.rows * head_dim};
+    RowCache cache = sizes.present;
+    const size_t begin = b * shape_.kv_heads * cache.head_bytes + row.first * cache.row_bytes(shape_.head_dim);
+    cache.keys += begin;
+    cache.values += begin;
     q += skipped * q_stride;
     mixed += skipped * width;
     if (count < kTokensForBlocks) {
@@ -299,14 +305,14 @@ class DecoderLayerKernel : public Kernel {
     runtime_.pool.run(shape_.kv_heads * filled.tasks(), [&](int task, int) {
       const int head = task / filled.tasks(), block = task % filled.tasks();
       for (int p = filled.begin(block); p < filled.end(block); ++p) {
-        const size_t from = head * cache.head_floats + p * head_dim;
-        store_position(s.cache, shape_.head_dim, head, p, cache.keys + from, cache.values + from);
+        copy_to_blocks(cache, s.cache, shape_.head_dim, head, p);
       }
     });
     attend(runtime_, shape_, s.cache, q, q_stride, position, count, mixed, s.attend);
   }
 
   const std::shared_ptr<Engine> engine_;
+  const CacheType type_;
   Runtime& runtime_;
   const float eps_;
   const FeedForward feed_forward_;
@@ -316,16 +322,24 @@ class DecoderLayerKernel : public Kernel {
   Tensor rotation_;
 };
 
+OperatorType decoder_layer(ElementType cache, decltype(OperatorType::create) create) {
+  return {"DecoderLayer",
+          {kFloat,   kInt64,   cache,    cache,    kFloat,   kFloat,   kUint8,
+           kFloat16, kUint8,   kFloat16, kUint8,   kFloat16, kUint8,   kFloat16,
+           kFloat,   kFloat,   kFloat,   kUint8,   kFloat16, kUint8,   kFloat16,
+           kUint8,   kFloat16, kUint8,   kFloat16, kUint8,   kFloat16},
+          {kFloat, cache, cache},
+          create};
+}
+
+template <CacheType kType>
+std::unique_ptr<Kernel> create(const NodeInfo& node, std::shared_ptr<Engine> engine) {
+  return std::make_unique<DecoderLayerKernel>(node, std::move(engine), kType);
+}
+
 }  // namespace
 
-const OperatorType kDecoderLayerOperator = {
-    "DecoderLayer",
-    {kFloat,   kInt64,  kFloat,   kFloat,  kFloat,   kFloat, kUint8,   kFloat16, kUint8,
-     kFloat16, kUint8,  kFloat16, kUint8,  kFloat16, kFloat, kFloat,   kFloat,   kUint8,
-     kFloat16, kUint8,  kFloat16, kUint8,  kFloat16, kUint8, kFloat16, kUint8,   kFloat16},
-    {kFloat, kFloat, kFloat},
-    [](const NodeInfo& node, std::shared_ptr<Engine> engine) -> std::unique_ptr<Kernel> {
-      return std::make_unique<DecoderLayerKernel>(node, std::move(engine));
-    }};
+const OperatorType kDecoderLayerOperator = decoder_layer(kFloat, create<CacheType::float32>);
+const OperatorType kDecoderLayerHalfOperator = decoder_layer(kFloat16, create<CacheType::float16>);
 
 }  // namespace mobilemoe::ort

@@ -16,6 +16,7 @@ struct OperatorType {
 };
 
 // Each in the file of its name (op_*.cpp).
-extern const OperatorType kMoeOperator, kDecoderLayerOperator, kEmbeddingOperator, kHeadOperator;
+extern const OperatorType kMoeOperator, kEmbeddingOperator, kHeadOperator;
+extern const OperatorType kDecoderLayerOperator, kDecoderLayerHalfOperator;  // by the cache's type
 
 }  // namespace mobilemoe::ort

@@ -91,7 +91,7 @@ Operator operator_for(const OperatorType& type, const std::shared_ptr<SharedEngi
 // Options hold pointers to these, and sessions made with them; nobody says when the last is gone. Some hundred
 // bytes a call of RegisterCustomOps; threads and room belong to the sessions (SharedEngine).
 struct Registration {
-  Operator operators[4];
+  Operator operators[5];
 };
 
 std::string entry_of(const OrtApi& api, const OrtSessionOptions* options, const char* key) {
@@ -124,6 +124,7 @@ void register_operators(const OrtApi& api, OrtSessionOptions* options) {
   const auto engine = std::make_shared<SharedEngine>(settings_of(api, options));
   auto* made = new Registration{{operator_for(kMoeOperator, engine),
                                  operator_for(kDecoderLayerOperator, engine),
+                                 operator_for(kDecoderLayerHalfOperator, engine),
                                  operator_for(kEmbeddingOperator, engine),
                                  operator_for(kHeadOperator, engine)}};
   OrtCustomOpDomain* domain;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "bytes.h"
@@ -29,9 +30,9 @@ void merge(Running* running, float* mixed, float largest, float sum, const float
   for (int f = 0; f < width; ++f) mixed[f] = mixed[f] * before + chunk[f] * now;
 }
 
-template <typename T, typename Narrow>
-void store(const LayerCache& cache, int head_dim, int head, int position, const float* key,
-           const float* value, const Narrow& narrow) {
+template <typename T, typename From, typename Narrow>
+void store(const LayerCache& cache, int head_dim, int head, int position, const From* key,
+           const From* value, const Narrow& narrow) {
   auto* keys = reinterpret_cast<T*>(cache.block(head, position / kBlock)) + position % kBlock;
   auto* values = reinterpret_cast<T*>(cache.block(head, position / kBlock)) + kBlock * head_dim +
                  position % kBlock * value_width(head_dim);
@@ -104,6 +105,37 @@ void store_position(const LayerCache& cache, int head_dim, int head, int positio
       });
       return;
     }
+  }
+}
+
+void store_row(const RowCache& cache, int head_dim, int head, int position, const float* key,
+               const float* value) {
+  const size_t row = cache.row_bytes(head_dim), at = head * cache.head_bytes + position * row;
+  const auto write = [&](const float* from, uint8_t* to) {
+    if (cache.type == CacheType::float32) {
+      std::memcpy(to, from, row);
+      return;
+    }
+    for (int f = 0; f < head_dim; ++f) {
+      const uint16_t half = float16_from_float(from[f]);
+      std::memcpy(to + 2 * f, &half, sizeof half);
+    }
+  };
+  write(key, cache.keys + at);
+  write(value, cache.values + at);
+}
+
+void copy_to_blocks(const RowCache& rows, const LayerCache& blocks, int head_dim, int head,
+                    int position) {
+  const size_t at = head * rows.head_bytes + position * rows.row_bytes(head_dim);
+  const uint8_t* key = rows.keys + at;
+  const uint8_t* value = rows.values + at;
+  if (rows.type == CacheType::float32) {
+    store<float>(blocks, head_dim, head, position, reinterpret_cast<const float*>(key),
+                 reinterpret_cast<const float*>(value), [](float x, int) { return x; });
+  } else {
+    store<uint16_t>(blocks, head_dim, head, position, reinterpret_cast<const uint16_t*>(key),
+                    reinterpret_cast<const uint16_t*>(value), [](uint16_t x, int) { return x; });
   }
 }
 
@@ -218,12 +250,13 @@ void attend(Runtime& runtime, const AttentionShape& shape, const LayerCache& cac
 void attend(Runtime& runtime, const AttentionShape& shape, const RowCache& cache, const float* q,
             size_t q_stride, int position, int count, float* y, AttendScratch& scratch) {
   const auto place = [&](int kv_head, int chunk, AttendTask* task) {
-    const size_t first = kv_head * cache.head_floats + static_cast<size_t>(chunk) * kChunk * shape.head_dim;
+    const size_t first =
+        kv_head * cache.head_bytes + chunk * kChunk * cache.row_bytes(shape.head_dim);
     task->keys = cache.keys + first;
     task->values = cache.values + first;
   };
-  attend_over(place, runtime.kernels.attend_rows, runtime, shape, q, q_stride, position, count, y,
-              scratch);
+  attend_over(place, runtime.kernels.attend_rows[static_cast<int>(cache.type)], runtime, shape, q,
+              q_stride, position, count, y, scratch);
 }
 
 }  // namespace mobilemoe

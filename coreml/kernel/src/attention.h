@@ -33,13 +33,22 @@ struct LayerCache {
   }
 };
 
-// A cache whose keys and values are rows, float32 [kv_heads][positions][head_dim]: of a graph that
-// holds it in tensors. Read as fast as blocks for one token; for many, blocks are.
+// A cache whose keys and values are rows, [kv_heads][positions][head_dim]: of a graph that holds it in
+// tensors. For many tokens, blocks are read faster.
 struct RowCache {
-  const float* keys;
-  const float* values;
-  size_t head_floats;  // from one head to the next
+  CacheType type;  // float32 or float16
+  uint8_t* keys;
+  uint8_t* values;
+  size_t head_bytes;  // from one head to the next
+
+  size_t row_bytes(int head_dim) const { return head_dim * element_bytes(type); }
 };
+
+// One head's row of one position: written, and brought into blocks of the same type.
+void store_row(const RowCache& cache, int head_dim, int head, int position, const float* key,
+               const float* value);
+void copy_to_blocks(const RowCache& rows, const LayerCache& blocks, int head_dim, int head,
+                    int position);
 
 // Writes one head's key and value of one position.
 void store_position(const LayerCache& cache, int head_dim, int head, int position,

@@ -56,6 +56,11 @@ inline uint16_t float16_from_float(float value) {
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+// An element of a cache.
+inline float float_of(float value) { return value; }
+inline float float_of(uint16_t value) { return float_from_float16(value); }
+inline float float_of(int8_t value) { return value; }
+
 inline float load_float16(const uint8_t* bytes) {
   return float_from_float16(load<uint16_t>(bytes));
 }

@@ -93,8 +93,8 @@ struct AttendTask {
   int head_dim;
   const uint8_t* block;  // the first
   int blocks;
-  const float* keys;    // in their place where the cache is rows, of the first position [head_dim]
-  const float* values;
+  const void* keys;    // in its place where the cache is rows (RowCache), of the first position
+  const void* values;
   // Results: largest score (-infinity when nothing is seen), sum of exp(score - largest), and the
   // values weighted with those [value_width].
   float largest[kMostQueries];
@@ -116,7 +116,7 @@ struct Kernels {
 
   const Products* products[3];          // by mobilemoe_precision
   void (*attend[3])(AttendTask& task);  // by CacheType
-  void (*attend_rows)(AttendTask& task);  // of a RowCache
+  void (*attend_rows[2])(AttendTask& task);  // of a RowCache; float32 and float16
 };
 
 extern const Kernels kPortable;

@@ -32,7 +32,7 @@ const Kernels kAvx2 = {
     {&avx2::kExact, &avx2::kInt16, &avx2::kInt8},
     {AttentionBlocks<Avx2, float>::attend, AttentionBlocks<Avx2, uint16_t>::attend,
      AttentionBlocks<Avx2, int8_t>::attend},
-    attend_rows<Avx2>,
+    {attend_rows<Avx2, float>, attend_rows<Avx2, uint16_t>},
 };
 
 }  // namespace mobilemoe

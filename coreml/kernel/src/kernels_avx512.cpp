@@ -36,7 +36,7 @@ const Kernels kAvx512 = {
     {AttentionBlocks<avx512::Sixteen, float>::attend,
      AttentionBlocks<avx512::Sixteen, uint16_t>::attend,
      AttentionBlocks<avx512::Sixteen, int8_t>::attend},
-    attend_rows<avx512::Sixteen>,
+    {attend_rows<avx512::Sixteen, float>, attend_rows<avx512::Sixteen, uint16_t>},
 };
 
 }  // namespace mobilemoe

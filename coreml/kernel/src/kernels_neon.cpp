@@ -25,7 +25,7 @@ constexpr Kernels with(const char* name, bool (*runs_here)(), const Products* in
           {&kExact, int16, int8},
           {AttentionBlocks<Neon, float>::attend, AttentionBlocks<Neon, uint16_t>::attend,
            AttentionBlocks<Neon, int8_t>::attend},
-          attend_rows<Neon>};
+          {attend_rows<Neon, float>, attend_rows<Neon, uint16_t>}};
 }
 
 bool always() { return true; }

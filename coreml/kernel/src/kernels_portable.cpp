@@ -31,10 +31,6 @@ void router(const float* x, const uint8_t* weight, int rows, int columns, float*
   }
 }
 
-float widen(float value) { return value; }
-float widen(uint16_t value) { return float_from_float16(value); }
-float widen(int8_t value) { return value; }
-
 // Where a position's features lie, and what they are multiplied with.
 template <typename T>
 class Blocks {
@@ -48,9 +44,9 @@ class Blocks {
                                              : CacheType::int8,
                             task.head_dim)) {}
 
-  float key(int p, int f) const { return widen(elements(p)[f * kBlock + p % kBlock]); }
+  float key(int p, int f) const { return float_of(elements(p)[f * kBlock + p % kBlock]); }
   float value(int p, int f) const {
-    return widen(elements(p)[kBlock * head_dim_ + p % kBlock * width_ + f]);
+    return float_of(elements(p)[kBlock * head_dim_ + p % kBlock * width_ + f]);
   }
   float key_scale(int p) const { return scale(p, 0); }
   float value_scale(int p) const { return scale(p, kBlock); }
@@ -69,19 +65,23 @@ class Blocks {
   size_t stride_;
 };
 
+template <typename T>
 class Rows {
  public:
-  explicit Rows(const AttendTask& task) : task_(task) {}
+  explicit Rows(const AttendTask& task)
+      : keys_(static_cast<const T*>(task.keys)),
+        values_(static_cast<const T*>(task.values)),
+        head_dim_(task.head_dim) {}
 
-  float key(int p, int f) const { return task_.keys[static_cast<size_t>(p) * task_.head_dim + f]; }
-  float value(int p, int f) const {
-    return task_.values[static_cast<size_t>(p) * task_.head_dim + f];
-  }
+  float key(int p, int f) const { return float_of(keys_[p * head_dim_ + f]); }
+  float value(int p, int f) const { return float_of(values_[p * head_dim_ + f]); }
   float key_scale(int) const { return 1; }
   float value_scale(int) const { return 1; }
 
  private:
-  const AttendTask& task_;
+  const T* keys_;
+  const T* values_;
+  size_t head_dim_;
 };
 
 template <typename Cache>
@@ -122,7 +122,7 @@ const Kernels kPortable = {
     router,
     {&portable::kExact, &portable::kInt16, &portable::kInt8},
     {attend<Blocks<float>>, attend<Blocks<uint16_t>>, attend<Blocks<int8_t>>},
-    attend<Rows>,
+    {attend<Rows<float>>, attend<Rows<uint16_t>>},
 };
 
 }  // namespace mobilemoe

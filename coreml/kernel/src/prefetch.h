@@ -1,6 +1,7 @@
 // Asking for memory before it is used.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace mobilemoe {
@@ -19,9 +20,9 @@ inline void prefetch(const void* address) {
 #endif
 }
 
-// A row of float32 values.
-inline void prefetch_row(const float* row, int count) {
-  for (int i = 0; i < count; i += kLine / static_cast<int>(sizeof(float))) prefetch(row + i);
+// A short stretch.
+inline void prefetch_row(const void* row, size_t bytes) {
+  for (size_t byte = 0; byte < bytes; byte += kLine) prefetch(static_cast<const uint8_t*>(row) + byte);
 }
 
 // The first stretch of a matrix, as far as loops ask ahead.
