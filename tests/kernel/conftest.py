@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import emulated_arm64
+import kernel_programs
 import pytest
 from kernel_library import Library
+from ort_nodes import Host, Runtime
 
 from mobilemoe_mlx.cpu_kernel import library as package
 
@@ -65,3 +68,32 @@ def any_path(request: pytest.FixtureRequest, library: Library) -> str:
         return named_path(request.param, library)
     request.getfixturevalue("emulated_library")
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def arm64_host(kernel_is_built: None, arm64_folder: Path) -> list[str]:
+    """A command that starts the stand-in for ONNX Runtime, on an emulated CPU."""
+    sources = kernel_programs.ORT_SOURCES
+    emulator, program = emulated_arm64.build(arm64_folder, "ort_host.cpp", sources)
+    return [emulator, "-cpu", "max", program]
+
+
+@pytest.fixture
+def runtime(kernel_is_built: None) -> Runtime:
+    """ONNX Runtime, with the fastest code path."""
+    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
+        pytest.skip("needs the extra onnx")
+    return Runtime()
+
+
+@pytest.fixture(params=["fastest", "portable", *(() if ARM64 else emulated_arm64.CPU_PATHS)])
+def backend(request: pytest.FixtureRequest) -> Iterator[Host | Runtime]:
+    """ONNX Runtime with code paths of this CPU, and the stand-in with those of arm64."""
+    if request.param in emulated_arm64.CPU_PATHS:
+        found = Host(request.getfixturevalue("arm64_host"), request.param)
+        yield found
+        found.close()
+    else:
+        here: Runtime = request.getfixturevalue("runtime")
+        here.cpu_path = "" if request.param == "fastest" else request.param
+        yield here

@@ -122,9 +122,6 @@ class Runtime:
         except Exception as error:  # ONNX Runtime's own, which share no base
             raise NodeError(str(error)) from error
 
-    def close(self) -> None:
-        pass
-
 
 def options(entries: Mapping[str, str]) -> Any:
     """Options of a session with our operators; `entries` of its configuration, "" for none."""

@@ -1,93 +1,21 @@
-"""The operators for ONNX Runtime against the kernel's own results and float64, in ONNX Runtime and, on an
-emulated arm64 CPU, in a stand-in for it."""
+"""The operators for ONNX Runtime against the kernel's own results and float64.
+
+In ONNX Runtime and, on an emulated arm64 CPU, in a stand-in for it.
+"""
 
 from __future__ import annotations
 
-import gc
-import importlib.util
-import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import emulated_arm64
-import kernel_programs
 import kernel_reference as reference
 import numpy as np
-import ort_nodes
 import pytest
 from kernel_library import Library, MoeShape
 from kernel_reference import MoeTensors, Packed, activations, random_int4, relative_error
-from ort_nodes import Host, Node, NodeError, Runtime
+from ort_layers import EPS, Layer, moe_node, packed
+from ort_nodes import Host, Node, Runtime
 from test_kernel_golden import LIMIT, Golden
 from test_kernel_operators import LIMITS, moe_weights
 
-EPS = 1e-5
-HAS_RUNTIME = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
-NO_RUNTIME = "needs the extra onnx"
-
-
-@pytest.fixture(scope="session")
-def arm64_host(arm64_folder: Path) -> list[str]:
-    """A command that starts the stand-in on an emulated CPU with all code paths."""
-    emulator, program = emulated_arm64.build(
-        arm64_folder, "ort_host.cpp", kernel_programs.ORT_SOURCES
-    )
-    return [emulator, "-cpu", "max", program]
-
-
-@pytest.fixture(params=["onnxruntime", "portable", *emulated_arm64.CPU_PATHS])
-def backend(request: pytest.FixtureRequest) -> Iterator[Host | Runtime]:
-    """ONNX Runtime with the fastest code path and the plainest, and the code paths of arm64."""
-    found: Host | Runtime
-    if request.param in emulated_arm64.CPU_PATHS:
-        found = Host(request.getfixturevalue("arm64_host"), request.param)
-    else:
-        found = runtime("" if request.param == "onnxruntime" else request.param)
-    yield found
-    found.close()
-
-
-def runtime(cpu_path: str = "") -> Runtime:
-    if not HAS_RUNTIME:
-        pytest.skip(NO_RUNTIME)
-    return Runtime(cpu_path)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _built(kernel_is_built: None) -> None:
-    """All tests here need the library."""
-
-
-def packed(name: str, weight: Packed) -> dict[str, np.ndarray]:
-    return {f"{name}_codes": weight.codes, f"{name}_scales": weight.scales}
-
-
-def feed_forward(m: MoeTensors, norm: np.ndarray, name: str = "norm") -> dict[str, np.ndarray]:
-    return {
-        name: norm,
-        "router": m.router,
-        "expert_bias": m.expert_bias,
-        **packed("gate_up", m.gate_up),
-        **packed("down", m.down),
-        **packed("shared_gate", m.shared_gate),
-        **packed("shared_up", m.shared_up),
-        **packed("shared_down", m.shared_down),
-    }
-
-
-def moe_node(m: MoeTensors, norm: np.ndarray, slots: int, **attributes: Any) -> Node:
-    settings = {
-        "experts_per_token": slots,
-        "routed_scaling_factor": 2.5,
-        "norm_eps": EPS,
-        "precision": "exact",
-    }
-    weights = feed_forward(m, norm)
-    return Node("MoE", settings | attributes, {"x": np.float32}, weights, {"y": np.float32})
-
-
-# Batches and tokens: one token, some, odd numbers around what tasks and tiles hold, more than a block.
+# Batches and tokens: one token, odd numbers around what tasks and tiles hold, more than a block.
 SHAPES = [(1, 1), (1, 2), (2, 3), (1, 31), (3, 11), (1, 33), (2, 300)]
 
 
@@ -130,77 +58,6 @@ def test_ties_go_to_the_lower_index(backend: Host | Runtime) -> None:
     assert relative_error(y[0] - x.astype(np.float64), wanted) < LIMITS["exact"]
 
 
-class Layer:
-    """A random decoder layer, and what it computes in float64."""
-
-    def __init__(self, heads: int, kv_heads: int, head_dim: int, qk_norm: bool) -> None:
-        rng = self.rng = np.random.default_rng(heads)
-        self.heads, self.kv_heads, self.head_dim, self.qk_norm = heads, kv_heads, head_dim, qk_norm
-        self.d, self.context, self.slots = 96, 400, 2
-        width, kv_width = heads * head_dim, kv_heads * head_dim
-        self.linears = {
-            name: random_int4(rng, rows, columns)
-            for name, rows, columns in (
-                ("q", width, self.d),
-                ("k", kv_width, self.d),
-                ("v", kv_width, self.d),
-                ("o", self.d, width),
-            )
-        }
-        self.moe = reference.random_moe(rng, self.d, 64, 160, 7)
-        self.norms = (1 + 0.1 * rng.standard_normal((2, self.d))).astype(np.float32)
-        self.periods = 500.0 ** (np.arange(head_dim // 2) * 2 / head_dim)
-
-    def node(self, cache: type, in_place: bool = False, **attributes: Any) -> Node:
-        angles = np.arange(self.context)[:, None] / self.periods
-        rotation = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-        settings = {
-            "heads": self.heads,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "qk_norm": int(self.qk_norm),
-            "experts_per_token": self.slots,
-            "routed_scaling_factor": 2.5,
-            "norm_eps": EPS,
-            "precision": "exact",
-        }
-        weights = {"rotation": rotation, "input_norm": self.norms[0]}
-        for name, weight in self.linears.items():
-            weights |= packed(name, weight)
-        weights |= feed_forward(self.moe, self.norms[1], "post_attention_norm")
-        past = {"past_key": cache, "past_value": cache}
-        present = {"present_key": cache, "present_value": cache}
-        return Node(
-            "DecoderLayer",
-            settings | attributes,
-            {"x": np.float32, "attention_mask": np.int64, **past},
-            weights,
-            {"y": np.float32, **present},
-            dict(zip(present, past, strict=True)) if in_place else {},
-        )
-
-    def empty(self, batch: int, rows: int, dtype: type) -> np.ndarray:
-        return np.full((batch, self.kv_heads, rows, self.head_dim), np.nan, dtype)
-
-    def wanted(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x [T, d] -> (y, keys and values [kv_heads, T, head_dim])."""
-        at = np.arange(len(x))
-        x = x.astype(np.float64)
-        normed = reference.rms_norm(x, EPS) * self.norms[0]
-        q, k, v = (
-            (normed @ self.linears[name].values.T).reshape(len(x), -1, self.head_dim)
-            for name in "qkv"
-        )
-        q, k = (reference.rotate(a, at, self.periods) for a in (q, k))
-        if self.qk_norm:
-            q, k = (reference.rms_norm(a, EPS) for a in (q, k))
-        k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
-        mixed = reference.attention(q, k, v, 0).reshape(len(x), -1)
-        x = x + mixed @ self.linears["o"].values.T
-        normed = reference.rms_norm(x, EPS) * self.norms[1]
-        return x + reference.moe_ffn(self.moe, normed, self.slots, True, 2.5)[0], k, v
-
-
 # Across the kernel's blocks of 16 and chunks of 256 positions, few tokens and many.
 CUTS = [(0, 1), (1, 15), (15, 18), (18, 19), (19, 280), (280, 281), (281, 287), (287, 300)]
 
@@ -239,7 +96,7 @@ def test_decoder_layer(
 @pytest.mark.parametrize("precision", ["int16", "int8"])
 def test_decoder_layer_in_other_precisions(backend: Host | Runtime, precision: str) -> None:
     layer = Layer(6, 2, 16, True)
-    # Attention and the feed-forward on top of it, two products each: what routing decides may not change.
+    # Two products each in attention and in the feed-forward; what routing decides may not change.
     layer.moe.expert_bias[:] = 10 * (np.arange(7) < 2)
     x = activations(layer.rng, 40, layer.d)
     wanted, _, _ = layer.wanted(x)
@@ -323,7 +180,7 @@ def test_no_tokens(backend: Host | Runtime) -> None:
     assert y.shape == (1, 0, layer.d)
     np.testing.assert_array_equal(keys, cache)
     node = moe_node(layer.moe, layer.norms[1], 2)
-    (y,) = backend.run(node, {"x": inputs["x"]})
+    (y,) = backend.run(node, inputs)
     assert y.shape == (1, 0, layer.d)
 
 
@@ -387,142 +244,3 @@ def test_golden_attention(backend: Host | Runtime, name: str) -> None:
 def assert_golden(y: np.ndarray, wanted: np.ndarray) -> None:
     assert y.shape == wanted.shape
     assert np.abs(y - wanted).max() <= LIMIT * np.abs(wanted).max()
-
-
-def changed(node: Node, **weights: np.ndarray | None) -> Node:
-    """The node with other initializers; None: it becomes an input."""
-    node.weights = {name: weights.get(name, array) for name, array in node.weights.items()}
-    return node
-
-
-def test_mistakes_are_sentences(backend: Host | Runtime) -> None:
-    """At creation: sizes that do not fit, attributes that are missing or wrong, unknown settings."""
-    layer = Layer(6, 2, 16, True)
-    m, norm = layer.moe, layer.norms[1]
-    x = {"x": np.zeros((1, 2, layer.d), np.float32)}
-    half = m.down.codes[:, :, ::2].copy()
-    mistakes = [
-        (changed(moe_node(m, norm, 2), down_codes=half), r"down_codes has the shape \[7, 64, 24\]; it must be \[7, 64, 48\]"),
-        (changed(moe_node(m, norm, 2), norm=norm[:-1]), r"norm has the shape \[95\]; it must be \[96\]"),
-        (changed(moe_node(m, norm, 2), router=m.router[0]), r"router has the shape \[96\]"),
-        (moe_node(m, norm, 8), r"num_experts_per_tok is 8: it must be 1 to num_local_experts \(7\)"),
-        (moe_node(m, norm, 2, precision="int4"), r'the precision "int4" is unknown: exact, int16 and int8'),
-        (moe_node(m, norm, 2, precision="x" * 100), r"the precision .* is unknown"),
-        (moe_node(m, norm, 2, norm_eps=0.0), r"the attribute norm_eps is 0: it must be above 0"),
-    ]  # fmt: skip
-    for node, sentence in mistakes:
-        with pytest.raises(NodeError, match=r'mobilemoe::MoE "node": ' + sentence):
-            backend.run(node, x)
-    missing = moe_node(m, norm, 2)
-    missing.attributes = {k: v for k, v in missing.attributes.items() if k != "experts_per_token"}
-    with pytest.raises(NodeError, match="the attribute experts_per_token, an integer, is missing"):
-        backend.run(missing, x)
-    for threads, sentence in [("0", "from 1 to 16"), ("two", "from 1 to 16"), ("17", "1 to 16")]:
-        with pytest.raises(NodeError, match=sentence):
-            backend.run(moe_node(m, norm, 2), x, threads=threads)
-    with pytest.raises(NodeError, match='precision "low" is unknown'):
-        backend.run(moe_node(m, norm, 2), x, precision="low")
-
-
-def test_mistakes_in_a_call_are_sentences(backend: Host | Runtime) -> None:
-    layer = Layer(6, 2, 16, True)
-    with pytest.raises(NodeError, match=r"x has the shape \[1, 2, 64\]; its last size must be 96"):
-        backend.run(moe_node(layer.moe, layer.norms[1], 2), {"x": np.zeros((1, 2, 64), np.float32)})
-    good = {
-        "x": np.zeros((1, 2, layer.d), np.float32),
-        "attention_mask": np.ones((1, 5), np.int64),
-        "past_key": layer.empty(1, 3, np.float32),
-        "past_value": layer.empty(1, 3, np.float32),
-    }
-    mistakes = [
-        ({"x": np.zeros((2, layer.d), np.float32)}, r"x has the shape \[2, 96\]; \[batch, tokens, 96\]"),
-        ({"attention_mask": np.ones((1, 1), np.int64)}, r"attention_mask has the shape \[1, 1\]"),
-        ({"attention_mask": np.ones((2, 5), np.int64)}, r"attention_mask has the shape \[2, 5\]"),
-        ({"attention_mask": np.ones((1, 9), np.int64)}, "covers 7 past positions; past_key has 3"),
-        ({"past_key": layer.empty(2, 3, np.float32)}, r"past_key has the shape \[2, 2, 3, 16\]; it must be"),
-        ({"past_value": layer.empty(1, 4, np.float32)}, r"past_value has the shape .*; it must be \[1, 2, 3, 16\]"),
-        ({"past_key": np.zeros(3, np.float32)}, r"past_key has the shape \[3\]"),
-        (
-            {"past_key": layer.empty(1, 400, np.float32), "past_value": layer.empty(1, 400, np.float32), "attention_mask": np.ones((1, 402), np.int64)},
-            "reaches position 401; the model's context has 400 positions",
-        ),
-    ]  # fmt: skip
-    for wrong, sentence in mistakes:
-        with pytest.raises(NodeError, match=r'mobilemoe::DecoderLayer "node": .*' + sentence):
-            backend.run(layer.node(np.float32), good | wrong)
-    table = packed("table", random_int4(layer.rng, 10, 32))
-    node = Node("Embedding", {}, {"tokens": np.int64}, table, {"y": np.float32})
-    for token in (10, -1):
-        with pytest.raises(NodeError, match=f"token 1 is {token}: the vocabulary has ids 0 to 9"):
-            backend.run(node, {"tokens": np.array([3, token], np.int64)})
-
-
-def test_what_onnx_runtime_refuses_itself() -> None:
-    """Types, and weights that are no initializers."""
-    layer = Layer(6, 2, 16, True)
-    node = changed(
-        moe_node(layer.moe, layer.norms[1], 2),
-        gate_up_codes=layer.moe.gate_up.codes.astype(np.int32),
-    )
-    x = {"x": np.zeros((1, 2, layer.d), np.float32)}
-    with pytest.raises(NodeError, match=r"tensor\(int32\).*is invalid"):
-        runtime().run(node, x)
-    node = moe_node(layer.moe, layer.norms[1], 2)
-    node.inputs = {"x": np.float32, "norm": np.float32}
-    node.weights = {name: array for name, array in node.weights.items() if name != "norm"}
-    with pytest.raises(NodeError, match=r"norm \(input 1\) must be an initializer of the graph"):
-        runtime().run(node, x | {"norm": layer.norms[1]})
-
-
-def test_a_runtime_that_is_too_old(arm64_host: list[str]) -> None:
-    host = Host(arm64_host, api_version=17)
-    layer = Layer(6, 2, 16, True)
-    with pytest.raises(NodeError, match=r"need ONNX Runtime 1\.18 or later; this is a test's"):
-        host.run(moe_node(layer.moe, layer.norms[1], 2), {"x": np.zeros((1, 1, 96), np.float32)})
-    host.close()
-
-
-def test_sessions_at_once_and_their_threads() -> None:
-    """Sessions of the same options share a pool, of others have their own; threads end with them."""
-    runtime()
-    layer = Layer(6, 2, 16, True)
-    nodes = [moe_node(layer.moe, layer.norms[1], 2, precision=p) for p in ("exact", "int8")]
-    for number, node in enumerate(nodes):
-        node.inputs, node.outputs = {f"x{number}": np.float32}, {f"y{number}": np.float32}
-        node.weights = {f"{name}{number}": array for name, array in node.weights.items()}
-
-    def threads() -> int:
-        gc.collect()
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    if not Path("/proc/self/task").is_dir():
-        pytest.skip("threads are counted where Linux lists them")
-    x = {f"x{n}": activations(layer.rng, 40, layer.d)[None] for n in range(2)}
-    shared = ort_nodes.options({"threads": "4"})
-    before = threads()
-    sessions = [ort_nodes.open_session(nodes, shared) for _ in range(2)]
-    assert threads() == before + 3
-    sessions.append(ort_nodes.open_session(nodes, ort_nodes.options({"threads": "3"})))
-    assert threads() == before + 5
-    wanted = sessions[0].run(None, x)
-    failures: list[BaseException] = []
-
-    def work(session: Any) -> None:
-        try:
-            for _ in range(20):
-                for y, expected in zip(session.run(None, x), wanted, strict=True):
-                    np.testing.assert_array_equal(y, expected)
-        except BaseException as error:
-            failures.append(error)
-
-    workers = [
-        threading.Thread(target=work, args=(session,)) for session in [*sessions, sessions[0]]
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures
-    del sessions, work
-    workers.clear()
-    assert threads() == before
