@@ -53,6 +53,7 @@ public final class AttentionLayer: PortableLayer {
     }
 
     public func evaluate(inputs: [LayerArray], outputs: [LayerArray]) throws {
+        try weights.check()
         let call = try LayerCall(inputs, outputs, (4, 3), parameters)
         let count = try inputs[0].lastSizes(2, "residual", parameters)[0]
         let position = try call.read(1, [1], "position") { value in

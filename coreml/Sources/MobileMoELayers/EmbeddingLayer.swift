@@ -50,6 +50,7 @@ public final class EmbeddingLayer: PortableLayer {
     }
 
     public func evaluate(inputs: [LayerArray], outputs: [LayerArray]) throws {
+        try weights.check()
         let call = try LayerCall(inputs, outputs, (1, 1), parameters)
         let count = try inputs[0].lastSizes(1, "tokens", parameters)[0]
         let tokens = try call.read(0, [count], "tokens") { values in

@@ -40,6 +40,7 @@ public final class ExpertsLayer: PortableLayer {
             _ residual: UnsafePointer<Float>, _ out: UnsafeMutablePointer<Float>, _ count: Int
         ) throws -> Void
     ) throws {
+        try weights.check()
         let call = try LayerCall(inputs, outputs, (1, 1), parameters)
         let count = try inputs[0].lastSizes(2, "residual", parameters)[0]
         try call.read(0, [count, sizes.hidden], "residual") { residual in

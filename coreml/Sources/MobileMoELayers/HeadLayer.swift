@@ -39,6 +39,7 @@ public final class HeadLayer: PortableLayer {
     }
 
     public func evaluate(inputs: [LayerArray], outputs: [LayerArray]) throws {
+        try weights.check()
         let call = try LayerCall(inputs, outputs, (1, 1), parameters)
         let count = try inputs[0].lastSizes(2, "residual", parameters)[0]
         let rows = isLastOnly ? 1 : count

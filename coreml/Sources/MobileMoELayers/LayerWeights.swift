@@ -43,6 +43,7 @@ final class LayerWeights: @unchecked Sendable {  // filled while the model loads
     private let parameters: LayerParameters
     private let isBeside: Bool
     private var found: [String: WeightBytes] = [:]
+    private var file: MappedFile?
 
     init(_ entries: [LayerEntry], _ parameters: LayerParameters) throws {
         self.entries = entries
@@ -74,6 +75,12 @@ final class LayerWeights: @unchecked Sendable {  // filled while the model loads
         for (entry, data) in zip(entries, data) { found[entry.name] = WeightBytes(data) }
     }
 
+    /// Throws where they cannot be read now: not given, or a side file that became shorter.
+    func check() throws {
+        guard isComplete else { throw parameters.error("it was not given its weights.") }
+        try file?.check()
+    }
+
     subscript(name: String) -> WeightBytes {
         get throws {
             guard let bytes = found[name] else {
@@ -87,6 +94,7 @@ final class LayerWeights: @unchecked Sendable {  // filled while the model loads
         let name = try parameters.text("weights_file")
         let size = try parameters.whole("weights_bytes")
         let file = try SideFile.mapped(sha256: parameters.text("weights_sha256"), name: name)
+        self.file = file
         guard file.bytes.count == size else {
             throw parameters.error(
                 "'\(file.path)' has \(file.bytes.count) bytes instead of \(size). Copy it again.")

@@ -60,6 +60,20 @@ extension LayerTests {
             withExtendedLifetime(table) {}
         }
 
+        /// Within the kernel's limits of two products after each other.
+        @Test(arguments: [(CPUOptions.Precision.int16, Float(2e-3)), (.int8, 2e-2)])
+        func theFasterPrecisions(_ precision: CPUOptions.Precision, _ limit: Float) throws {
+            LayerOptions.current.precision = precision
+            defer { LayerOptions.current.precision = .exact }
+            for name in ["attention", "experts"] {
+                let golden = try Golden(name)
+                let layer = try Self.classes[name]!.init(parameters: golden.parameters)
+                try layer.setWeightData(golden.entries().map(\.data))
+                let worst = try run(layer, name, golden)
+                #expect(worst < limit && worst > 1e-6)
+            }
+        }
+
         @Test(
             .enabled(if: (try? GPU.shared()) != nil, "needs a GPU of Apple's"),
             arguments: ["experts", "experts-plain"])

@@ -87,6 +87,8 @@ extension LayerTests {
             #expect(
                 sentence { try layer.evaluate(inputs: [residual], outputs: [out]) }
                     .hasSuffix("it was not given its weights."))
+            // Core ML asks for shapes before it gives weights.
+            #expect(try layer.outputShapes(forInputShapes: [[1, 5, 64]]) == [[5, 64]])
             var weights = experts.entries().map(\.data)
             #expect(sentence { try layer.setWeightData([]) }.contains("given 0 weights and takes 13"))
             weights[3].removeLast()

@@ -66,6 +66,17 @@ extension LayerTests {
             #endif
         }
 
+        @Test func aFileThatBecameShorterIsNotRead() throws {
+            try SideFile.register(file, sha256: sha256)
+            let layer = try MobileMoEExperts(parameters: parameters)
+            let input = golden.input("decode", "residual"), out = try MLMultiArray(nothing: [1, 64])
+            let handle = try FileHandle(forWritingTo: file)
+            try handle.truncate(atOffset: 16384)
+            #expect(throws: MobileMoEError.self) {
+                try layer.evaluate(inputs: [MLMultiArray(input.floats, input.shape)], outputs: [out])
+            }
+        }
+
         @Test func whatIsWrongIsSaid() throws {
             let unknown = told(["weights_sha256": String(repeating: "0", count: 64)])
             #expect(unknown.contains("the app has not said where: call SideFile.register"))
