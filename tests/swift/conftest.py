@@ -21,14 +21,20 @@ def swift_test() -> Callable[..., None]:
         pytest.skip("swift is not installed, so the Swift package is not tested")
     built = subprocess.run(
         [swift, "build", "--build-tests", "-j", "2"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
 
     def run(only: str, **environment: str) -> None:
         done = subprocess.run(
             [swift, "test", "--skip-build", "--filter", only],
-            cwd=ROOT, capture_output=True, text=True, check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, **environment},
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import unicode_classes
 from text_samples import CORPUS, random_texts
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -87,7 +86,10 @@ def metaspace(folder: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     content["normalizer"] = None
     content["pre_tokenizer"] = {
-        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True,
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "first",
+        "split": True,
     }
     content["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
     content["model"] |= {"byte_fallback": False, "unk_token": "<unk>", "fuse_unk": True}

@@ -1,4 +1,4 @@
-"""Which characters are letters and numbers to `tokenizers`, as the Swift package has them in a file.
+"""Which characters are letters and numbers to `tokenizers`, for the Swift package.
 
     python tests/swift/unicode_classes.py > coreml/Sources/MobileMoE/Text/UnicodeClasses.swift
 
@@ -14,7 +14,7 @@ from tokenizers import Regex, pre_tokenizers
 SURROGATES = range(0xD800, 0xE000)
 _BLOCK = 0x1000
 
-_FILE = '''\
+_FILE = """\
 /// Which characters the split patterns of tokenizers hold for letters and for numbers: Unicode's
 /// general categories L and N, in the version that Hugging Face `tokenizers` has. Swift's own
 /// properties are of another version on every system. Written by tests/swift/unicode_classes.py.
@@ -28,7 +28,7 @@ let letterBounds: [UInt32] = [
 let numberBounds: [UInt32] = [
 {numbers}
 ]
-'''
+"""
 
 
 def matched(pattern: str) -> list[int]:

@@ -12,15 +12,15 @@ public final class CheckpointTokenizer: Tokenizer {
 
     /// Reads the tokenizer of `folder`.
     ///
-    /// `vocabularySize` and `endOfAnswer` are those of the model's config.json, where it is known:
-    /// a tokenizer with ids beyond the model's is refused, and its ends of an answer are added to
-    /// those that the tokenizer's files name. Code in the folder is never run.
+    /// `vocabularySize` and `endOfAnswer` are those of the model, where it is known: a tokenizer with
+    /// ids beyond them is refused, and the ends of an answer are added to those that the tokenizer's
+    /// files name. Code in the folder is never run.
     public init(folder: URL, vocabularySize: Int? = nil, endOfAnswer: [Int] = []) throws {
         let path = folder.path
         guard fileKind("\(path)/tokenizer.json") == .file else {
-            throw MobileMoEError(
-                .tokenizer,
-                "\(path) has no tokenizer.json: copy it there from the checkpoint that it belongs to.")
+            let why =
+                UnfinishedDownload.signs(path) ?? "copy it there from the checkpoint that it belongs to"
+            throw MobileMoEError(.tokenizer, "\(path) has no tokenizer.json: \(why).")
         }
         let config = try settings("\(path)/tokenizer_config.json")
         if config?["auto_map"]?.object?["AutoTokenizer"] != nil {
@@ -35,16 +35,9 @@ public final class CheckpointTokenizer: Tokenizer {
         self.file = file
         beginningName = names.byRole["bos_token"]
         beginning = beginningName.flatMap(file.id(named:))
-        if let limit = vocabularySize, let wrong = names.endIDs.first(where: { !(0..<limit).contains($0) })
-        {
-            throw MobileMoEError(
-                .tokenizer,
-                "\(path)/generation_config.json: eos_token_id is \(wrong); the vocabulary has \(limit) "
-                    + "entries.")
-        }
         template = try ChatTemplate.read(
             folder: path, specialTokens: names.byRole.filter { file.id(named: $0.value) != nil })
-        self.endOfAnswer = Set(names.ends.compactMap(file.id(named:)) + names.endIDs + endOfAnswer)
+        self.endOfAnswer = Set(names.ends.compactMap(file.id(named:)) + endOfAnswer)
     }
 
     public func encode(_ text: String) throws -> [Int] {

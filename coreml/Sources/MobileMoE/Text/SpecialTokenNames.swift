@@ -5,9 +5,6 @@ struct SpecialTokenNames: Sendable {
     let byRole: [String: String]
     /// The names of tokens that end an answer, of every file.
     let ends: [String]
-    /// The ids of generation_config.json that end an answer.
-    let endIDs: [Int]
-
     static let roles = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token"]
 
     init(folder: String) throws {
@@ -24,21 +21,6 @@ struct SpecialTokenNames: Sendable {
         }
         self.byRole = byRole
         self.ends = ends
-        let path = "\(folder)/generation_config.json"
-        endIDs = try Self.ids(try settings(path)?["eos_token_id"], path)
-    }
-
-    /// An `eos_token_id`, which is null, an id or a list of ids.
-    private static func ids(_ value: JSON?, _ path: String) throws -> [Int] {
-        switch value {
-        case nil, .null: return []
-        case .array(let values):
-            return try values.flatMap { try ids($0, path) }
-        case .integer(let id): return [id]
-        case .some(let other):
-            throw MobileMoEError(
-                .tokenizer, "\(path): eos_token_id is \(other.shown); token ids are whole numbers.")
-        }
     }
 }
 

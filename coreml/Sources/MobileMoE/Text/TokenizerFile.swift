@@ -55,9 +55,10 @@ struct TokenizerFile: Sendable {
 
         let pieces = try reader.pieces(model["vocab"])
         let limit = vocabularySize ?? Self.mostIDs
-        var byText: [ExactText: Int] = [:]
-        byText.reserveCapacity(pieces.count)
-        for (piece, id) in pieces { byText[ExactText(piece)] = id }
+        let highestPiece = pieces.map(\.1).max() ?? 0
+        guard highestPiece < limit else { throw reader.tooLarge(highestPiece, limit) }
+        // As the file spells them, also where they spell bytes.
+        let named = Vocabulary(pieces.map { ($1, Array($0.utf8)) }, count: highestPiece + 1)
 
         var tokens: [AddedTokens.Token] = []
         var tokensAfterChanges: [AddedTokens.Token] = []
@@ -69,7 +70,7 @@ struct TokenizerFile: Sendable {
         for token in try reader.addedTokens(file["added_tokens"]) {
             let name = ExactText(token.content)
             // The ids of the vocabulary, else those that follow it, are what `tokenizers` gives.
-            let id = byText[name] ?? addedIDs[name] ?? next
+            let id = named.id(of: token.content) ?? addedIDs[name] ?? next
             if id == next { next += 1 }
             addedIDs[name] = id
             let content = Array(token.content.utf8)
@@ -85,12 +86,8 @@ struct TokenizerFile: Sendable {
         added = AddedTokens(tokens)
         addedAfterChanges = AddedTokens(tokensAfterChanges)
 
-        let highest = max(pieces.map(\.1).max() ?? 0, addedIDs.values.max() ?? 0)
-        guard highest < limit else {
-            throw reader.error(
-                "has ids up to \(highest), and the model's vocabulary has \(limit) entries: it "
-                    + "belongs to another model, so copy the one of this checkpoint")
-        }
+        let highest = max(highestPiece, addedIDs.values.max() ?? 0)
+        guard highest < limit else { throw reader.tooLarge(highest, limit) }
         count = highest + 1
 
         var spelled: [(id: Int, bytes: [UInt8])] = []
@@ -108,7 +105,7 @@ struct TokenizerFile: Sendable {
         let vocabulary = Vocabulary(spelled, count: count)
 
         let unknown = try reader.text(model["unk_token"], "unk_token")
-        if let unknown, byText[ExactText(unknown)] == nil {
+        if let unknown, named.id(of: unknown) == nil {
             throw reader.error("has no token '\(unknown)', which it names for what has no other")
         }
         for name in ["continuing_subword_prefix", "end_of_word_suffix"] {
@@ -118,11 +115,11 @@ struct TokenizerFile: Sendable {
         }
         encoding = BytePairEncoding(
             vocabulary: vocabulary,
-            merges: try reader.merges(model["merges"], ids: byText),
+            merges: try reader.merges(model["merges"], named),
             byteIDs: bytesAsLetters ? Self.ids(vocabulary) { [$0] } : nil,
             fallbackIDs: reader.flag(model["byte_fallback"])
                 ? Self.ids(vocabulary) { Array(bytePiece($0).utf8) } : nil,
-            unknown: unknown.flatMap { byText[ExactText($0)] }.map { Int32($0) },
+            unknown: unknown.flatMap(named.id(of:)).map { Int32($0) },
             fusesUnknown: reader.flag(model["fuse_unk"]),
             takesWholeWords: reader.flag(model["ignore_merges"]))
         (before, after) = try reader.around(file["post_processor"])

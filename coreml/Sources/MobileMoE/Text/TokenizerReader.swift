@@ -29,6 +29,12 @@ struct TokenizerReader {
                 + "as Llama 3 and SentencePiece have it. Bring a tokenizer of another library instead")
     }
 
+    func tooLarge(_ highest: Int, _ limit: Int) -> MobileMoEError {
+        error(
+            "has ids up to \(highest), and the model's vocabulary has \(limit) entries: it belongs to "
+                + "another model, so copy the one of this checkpoint")
+    }
+
     func flag(_ value: JSON?) -> Bool {
         if case .bool(true) = value { true } else { false }
     }
@@ -58,23 +64,35 @@ struct TokenizerReader {
         }
     }
 
-    func merges(_ value: JSON?, ids: [ExactText: Int]) throws -> Merges {
+    /// The merges of pieces, which are looked for in `vocabulary` as the file spells them.
+    func merges(_ value: JSON?, _ vocabulary: Vocabulary) throws -> Merges {
         guard let items = value?.array else { throw error("has no list of merges") }
+        var bytes: [UInt8] = []
         return Merges(
             try items.map { item in
-                let pair: [String]
+                bytes.removeAll(keepingCapacity: true)
+                let cut: Int
                 switch item {
                 case .string(let text):
-                    pair = text.utf8.split(separator: 0x20, omittingEmptySubsequences: false).map {
-                        String(decoding: $0, as: UTF8.self)
-                    }
-                case .array(let texts): pair = texts.compactMap(\.string)
-                default: pair = []
+                    bytes += text.utf8
+                    cut = bytes.firstIndex(of: 0x20) ?? 0
+                    if cut > 0 { bytes.remove(at: cut) }
+                    if bytes.contains(0x20) { bytes = [] }
+                case .array(let texts) where texts.count == 2:
+                    bytes += (texts[0].string ?? "").utf8
+                    cut = bytes.count
+                    bytes += (texts[1].string ?? "").utf8
+                default: cut = 0
                 }
-                guard pair.count == 2 else { throw error("has the merge \(item.shown), not of two pieces") }
-                guard let left = ids[ExactText(pair[0])], let right = ids[ExactText(pair[1])],
-                    let result = ids[ExactText(pair[0] + pair[1])]
-                else {
+                guard cut > 0, cut < bytes.count else {
+                    throw error("has the merge \(item.shown), not of two pieces")
+                }
+                let ids = bytes.withUnsafeBufferPointer { bytes in
+                    [bytes[..<cut], bytes[cut...], bytes[...]].map {
+                        vocabulary.id(of: UnsafeBufferPointer(rebasing: $0))
+                    }
+                }
+                guard let left = ids[0], let right = ids[1], let result = ids[2] else {
                     throw error("has the merge \(item.shown), whose pieces its vocabulary does not have")
                 }
                 return (left, right, result)
