@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def swift_test() -> Callable[..., None]:
     """Runs the package's tests whose names have `only` in them, with variables of environment."""
-    swift = shutil.which("swift") or shutil.which("/opt/swift/usr/bin/swift")
+    swift = shutil.which("swift")
     if swift is None:
         pytest.skip("swift is not installed, so the Swift package is not tested")
     built = subprocess.run(

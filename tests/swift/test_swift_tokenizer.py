@@ -19,7 +19,7 @@ from mobilemoe_mlx.generate import encode_prompt
 from mobilemoe_mlx.prompt_tokenizer import PromptTokenizer, load_prompt_tokenizer
 from mobilemoe_mlx.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
-RANDOM_TEXTS = 2000
+RANDOM_TEXTS = 1200
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -121,9 +121,9 @@ KINDS = (llama3, gpt2, own_training, metaspace, llama2)
 
 def token_lists(raw: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
     """Of texts, and random ones, in which characters break off."""
-    yield from (raw.encode(text).ids for text in texts[:400])
+    yield from (raw.encode(text).ids for text in texts[:300])
     draw = random.Random(1)
-    for _ in range(600):
+    for _ in range(300):
         yield draw.choices(range(raw.get_vocab_size()), k=draw.randint(1, 30))
 
 
