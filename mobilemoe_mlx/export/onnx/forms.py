@@ -11,9 +11,9 @@ from functools import partial
 from typing import Protocol
 
 from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.export.onnx.fused import DOMAIN, VERSION, FusedBody, fused_experts
+from mobilemoe_mlx.export.onnx.fused import DOMAIN, VERSION, FusedBody
 from mobilemoe_mlx.export.onnx.graph import Graph
-from mobilemoe_mlx.export.onnx.options import ExportOptions, Form, has_whole_layers
+from mobilemoe_mlx.export.onnx.options import ExportOptions, Form
 from mobilemoe_mlx.export.onnx.portable_moe import portable
 from mobilemoe_mlx.export.onnx.qmoe import qmoe
 from mobilemoe_mlx.export.onnx.stock_body import StockBody
@@ -37,15 +37,8 @@ class Body(Protocol):
         """The output `names.LOGITS` of h [batch, rows, hidden]."""
 
 
-def _fused(graph: Graph, weights: Weights, options: ExportOptions) -> Body:
-    """Layers as one operator each, whose cache is float32; else the experts alone."""
-    if has_whole_layers(options):
-        return FusedBody(graph, weights, options)
-    return StockBody(graph, weights, options, fused_experts)
-
-
 FORMS: dict[Form, Callable[[Graph, Weights, ExportOptions], Body]] = {
-    "fused": _fused,
+    "fused": FusedBody,
     "portable": partial(StockBody, experts=portable),
     "qmoe": partial(StockBody, experts=qmoe),
 }

@@ -1,11 +1,9 @@
-"""A decoder by our own operators (coreml/kernel/ort): its layers whole, or their experts alone.
+"""A decoder by our own operators (coreml/kernel/ort), its layers whole.
 
 Codes and scales go to them with the checkpoint's bytes and shapes.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -66,7 +64,11 @@ class FusedBody:
             kv_heads=args.num_key_value_heads,
             head_dim=args.head_dim,
             qk_norm=int(args.use_qk_norm),
-            **_attributes(args, self.options),
+            experts_per_token=args.num_experts_per_tok,
+            norm_topk_prob=int(args.norm_topk_prob),
+            routed_scaling_factor=args.routed_scaling_factor,
+            norm_eps=args.rms_norm_eps,
+            precision=PRECISIONS[self.options.accuracy_level],
         )
         return str(out)
 
@@ -82,22 +84,6 @@ class FusedBody:
             norm_eps=self.args.rms_norm_eps,
             precision=PRECISIONS[self.options.accuracy_level],
         )
-
-
-def fused_experts(
-    graph: Graph, weights: Weights, layer: int, h: str, options: ExportOptions
-) -> str:
-    """The residual stream h [batch, tokens, hidden] after norm, experts and addition."""
-    return str(
-        graph.add(
-            "MoE",
-            h,
-            *_feed_forward(weights, layer),
-            outputs=[names.hidden(layer)],
-            domain=DOMAIN,
-            **_attributes(weights.args, options),
-        )
-    )
 
 
 def _feed_forward(weights: Weights, layer: int) -> list[str]:
@@ -120,13 +106,3 @@ def _feed_forward(weights: Weights, layer: int) -> list[str]:
 def _int4(weights: Weights, parameter: str) -> list[str]:
     """Codes and scales of a parameter."""
     return [weights.unchanged(name) for name in packed_names(parameter)]
-
-
-def _attributes(args: ModelArgs, options: ExportOptions) -> dict[str, Any]:
-    return {
-        "experts_per_token": args.num_experts_per_tok,
-        "norm_topk_prob": int(args.norm_topk_prob),
-        "routed_scaling_factor": args.routed_scaling_factor,
-        "norm_eps": args.rms_norm_eps,
-        "precision": PRECISIONS[options.accuracy_level],
-    }

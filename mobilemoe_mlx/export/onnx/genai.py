@@ -9,7 +9,7 @@ from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.end_tokens import GENERATION_CONFIG
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.export.onnx.options import ExportOptions, has_whole_layers
+from mobilemoe_mlx.export.onnx.options import ExportOptions
 from mobilemoe_mlx.onnx_folder import names
 from mobilemoe_mlx.tokenizer_file import decoder_of, open_tokenizer
 
@@ -38,10 +38,9 @@ def genai_config(
     session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
     if operators is not None:
         session["custom_ops_library"] = operators
-        if has_whole_layers(options):
-            # All work is in our own operators, which have threads of their own; the runtime's
-            # would only wait beside them.
-            session["intra_op_num_threads"] = 1
+        # All work is in our own operators, which have threads of their own; the runtime's would
+        # only wait beside them.
+        session["intra_op_num_threads"] = 1
     model = {
         "type": "decoder",
         "vocab_size": args.vocab_size,
@@ -77,7 +76,7 @@ def genai_config(
         "max_length": options.context,
         "past_present_share_buffer": True,
     }
-    if not has_whole_layers(options):
+    if operators is None:  # ours cut long prompts themselves
         search["chunk_size"] = min(_CHUNK, options.context)
     return {"model": model, "search": search}
 

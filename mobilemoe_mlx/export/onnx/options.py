@@ -35,7 +35,8 @@ class ExportOptions:
     form: Form = "fused"
     context: int = 2048  # positions in the key/value cache
     accuracy_level: AccuracyLevel = 0
-    activations: Activations = "float32"  # of linears, attention and the cache
+    # Of linears, attention and the cache; of the cache alone where layers are our own operators.
+    activations: Activations = "float32"
     requantize: bool = False  # qmoe: round the experts again, in groups along *in*
 
     def check(self, args: ModelArgs) -> None:
@@ -70,11 +71,6 @@ class ExportOptions:
                 f"--context is {self.context:,}, beyond the {args.max_position_embeddings:,} "
                 "positions of the model (config.json max_position_embeddings): ask for less."
             )
-
-
-def has_whole_layers(options: ExportOptions) -> bool:
-    """Whether layers are one operator of ours each: its cache is float32."""
-    return options.form == "fused" and options.activations == "float32"
 
 
 def default_context(args: ModelArgs) -> int:
