@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mobilemoe_mlx import end_tokens
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.hub import resolve
-from mobilemoe_mlx.config import ModelArgs, read_config
-from mobilemoe_mlx.engines import Engine, Session, open_engine
+from mobilemoe_mlx.engines import Engine, Session, model_args, open_engine
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
 from mobilemoe_mlx.memory import peak_memory_bytes
@@ -85,7 +84,7 @@ def open_for_prompts(
 def _end_token_ids(folder: Path) -> tuple[int, ...]:
     """Every token that ends an answer of the checkpoint or the ONNX export in `folder`."""
     if is_onnx_folder(folder):
-        args = ModelArgs.from_dict(read_config(folder))
+        args = model_args(folder)
         return end_tokens.of_folder(folder, args.eos_token_id, args.vocab_size)
     return open_checkpoint(folder).end_token_ids()
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
 from mobilemoe_mlx.cpu_kernel import library
 from mobilemoe_mlx.engines import ENGINES
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
 
 RIVALS = ("torch", "llama.cpp")
 _HERE = Path(__file__).parent
@@ -57,9 +59,12 @@ def engines(
 ) -> list[Contender]:
     """Those that `names` ask for, "cpu:int8", say; without names all that can run here.
 
+    "onnx:EXPORT" is an ONNX folder of the same model, and "onnx" the one that `folder` is.
     `expert_memory`: of the CPU engine; all that can run are then its precisions. Raises UserError
     for an engine or precision that there is not.
     """
+    if not names and is_onnx_folder(folder):
+        names = ["onnx"]
     if not names:
         on_cpu = [f"cpu:{name}" for name in ("int8", "int16", "exact")]
         names = [*on_cpu, "mlx"] if args.quantized and library.is_built() else ["mlx"]
@@ -68,16 +73,19 @@ def engines(
     found = []
     for name in names:
         engine, _, precision = name.partition(":")
+        place = folder
+        if engine == "onnx" and precision and is_onnx_folder(export := files.user_path(precision)):
+            place, precision = export, ""
         if engine in RIVALS:
             raise UserError(f"{engine} is no engine but a rival: --rivals {engine}.")
         if engine not in ENGINES:
             raise UserError(f"There is no engine '{engine}'{did_you_mean(engine, ENGINES)}.")
-        options: dict[str, Any] = {"threads": threads} if engine == "cpu" else {}
+        options: dict[str, Any] = {"threads": threads} if engine != "mlx" else {}
         if expert_memory is not None:
             options["expert_memory"] = expert_memory
         if precision:
             options["precision"] = precision
-        asked = {"folder": str(folder), "engine": engine, "options": options}
+        asked = {"folder": str(place), "engine": engine, "options": options}
         command = (sys.executable, "-m", "mobilemoe_mlx.bench.worker", json.dumps(asked))
         found.append(Contender(name, command))
     return found

@@ -15,9 +15,9 @@ from mobilemoe_mlx.bench.contenders import Contender, engines, rival
 from mobilemoe_mlx.bench.machine import Bandwidth, cpu
 from mobilemoe_mlx.bench.prompts import real_tokens, window
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results
-from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel import library
+from mobilemoe_mlx.engines import model_args
 from mobilemoe_mlx.errors import UserError
 
 SHORT_PROMPT = 32  # tokens of the first prompt, which is timed from the start of the process
@@ -47,7 +47,7 @@ def bench(
     lowered to it. `expert_memory`: of the CPU engine. Raises UserError for a checkpoint or choice
     that cannot be, and for an engine that fails.
     """
-    args = open_checkpoint(folder).args
+    args = model_args(folder)
     lengths = _lengths(prompts, args)
     if rounds < 1:
         raise UserError(f"{rounds} rounds: at least 1 is needed.")

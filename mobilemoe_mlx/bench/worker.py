@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from mobilemoe_mlx import mlx_on_linux
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.onnx_folder.folder import WEIGHTS
 
 mlx_on_linux.prepare()
 
@@ -103,7 +104,7 @@ def _touched_bytes() -> int | None:
     for line in smaps.read_text(encoding="utf-8", errors="replace").splitlines():
         head = line.split(maxsplit=1)[0]
         if not head.endswith(":"):  # the line that begins a mapping
-            counts = line.endswith(".safetensors")
+            counts = line.endswith((".safetensors", WEIGHTS))
         elif counts and head == "Rss:":
             total += int(line.split()[1]) * 1024
     return total

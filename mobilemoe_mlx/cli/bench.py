@@ -20,13 +20,16 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", help="a checkpoint folder or a Hugging Face repository id")
+    parser.add_argument(
+        "model", help="a checkpoint folder, a Hugging Face repository id or an ONNX export"
+    )
     parser.add_argument(
         "--engine",
         action="append",
         default=[],
-        metavar="NAME[:PRECISION]",
-        help="cpu:int8, cpu:int16, cpu:exact or mlx; may be repeated (default: all that run here)",
+        metavar="NAME[:MORE]",
+        help="cpu:int8, cpu:int16, cpu:exact, mlx, or onnx:FOLDER, an ONNX export of the model; "
+        "may be repeated (default: all that run here)",
     )
     parser.add_argument(
         "--rivals",

@@ -14,15 +14,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="cpu or mlx (default: cpu for INT4 checkpoints on Linux without adapters, else mlx)",
+        help="cpu, mlx or onnx (default: onnx for an ONNX export, cpu for INT4 checkpoints on "
+        "Linux without adapters, else mlx)",
     )
     parser.add_argument(
         "--precision",
         metavar="NAME",
-        help="of the engine cpu: exact, int16 (default, near exact) or int8 (fastest)",
+        help="of the engine cpu and of fused ONNX folders: exact, int16 (default, near exact) or "
+        "int8 (fastest)",
     )
     parser.add_argument(
-        "--threads", type=int, help="of the engine cpu: 1 to 16 (default: one per CPU)"
+        "--threads", type=int, help="of the engines cpu and onnx: 1 to 16 (default: one per CPU)"
     )
     add_expert_memory_argument(parser)
     add_adapter_argument(parser)

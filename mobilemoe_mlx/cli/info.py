@@ -10,11 +10,14 @@ from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.config import PRESETS
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.onnx_folder.extra import need
+from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
 
 _KNOWN = (
     f"{', '.join(PRESETS)}; a model that the paper compares with (MobileLLM-Pro, OLMoE-1B-7B, "
     "...); a config.json; a checkpoint, a training run or an adapter (folders); a Hugging Face "
-    "repository id; an exported .mlpackage or its resources folder; a recipe or a mixture (.toml)"
+    "repository id; an exported .mlpackage, its resources folder or an ONNX export; a recipe or a "
+    "mixture (.toml)"
 )
 
 EXAMPLES = (
@@ -67,6 +70,8 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
         )
     if path.suffix == ".toml":
         return _toml(path)
+    if is_onnx_folder(path):
+        return _onnx(path)
     package = _package_path(path)
     return _folder(path, name) if package is None else _package(package)
 
@@ -101,6 +106,14 @@ def _package(path: Path) -> tuple[Any, str]:
 
     info = describe_package(path)
     return info.to_dict(), text(info)
+
+
+def _onnx(path: Path) -> tuple[Any, str]:
+    need("onnx")
+    from mobilemoe_mlx.export.onnx.folder_info import describe_onnx
+
+    info = describe_onnx(path)
+    return info.to_dict(), info.text()
 
 
 def _toml(path: Path) -> tuple[Any, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 
@@ -26,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files cannot\nbe checked (a package without its resources folder), 2 for a mistake in the "
         "call."
     )
-    parser.add_argument("package", help="a .mlpackage that `mobilemoe export` wrote")
+    parser.add_argument(
+        "package", help="a .mlpackage or an ONNX folder that `mobilemoe export` wrote"
+    )
     parser.add_argument(
         "--against",
         required=True,
@@ -57,10 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when a check fails, or the package's files cannot be checked."""
     check_json(args.json)
-    from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
-
-    import_coremltools()
     from mobilemoe_mlx.checkpoint.hub import resolve
+    from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
+
+    if not is_onnx_folder(files.user_path(args.package)):
+        from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+        import_coremltools()
     from mobilemoe_mlx.verify.verdict_text import as_text
     from mobilemoe_mlx.verify.verify import verify_package
 

@@ -9,6 +9,7 @@ A folder needs no tokenizer for this. `generate` and `chat` make text with a ses
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -18,11 +19,12 @@ from typing import Any
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.hub import resolve
 from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.cpu_kernel import library
 from mobilemoe_mlx.engines.engine import Engine, Session
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.onnx_folder.extra import need
-from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
+from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder, open_onnx_folder
 
 __all__ = ["ENGINES", "Engine", "Session", "open_engine"]
 
@@ -42,7 +44,8 @@ _WHAT_CPU_NEEDS = (
 
 
 def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> Engine:
-    """Open a checkpoint folder (or download a Hugging Face repository) with the engine `name`.
+    """Open a model with the engine `name`: a checkpoint folder, a Hugging Face repository (which
+    is downloaded), or for the engine "onnx" a folder that `mobilemoe export onnx` wrote.
 
     `name`: a key of ENGINES; None: see `default_engine`. `options` are the engine's own: see its
     `open`; those that are None are left to it. Raises UserError for an unknown engine or
@@ -59,6 +62,8 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "
             f"Engines: {', '.join(ENGINES)}."
         )
+    if name != "onnx" and is_onnx_folder(folder):
+        raise UserError(f"{folder} is an ONNX export: run it with the engine 'onnx'.")
     engine = _engine(name)
     known = _options(engine)
     for option in options:
@@ -68,6 +73,17 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
                 + (_WHAT_CPU_NEEDS if option in _options(_engine("cpu")) else "")
             )
     return engine.open(folder, **options)
+
+
+def model_args(folder: Path) -> ModelArgs:
+    """The configuration of a checkpoint folder or an ONNX export, whose context is its own.
+
+    Raises UserError for all that is wrong with a checkpoint's headers or an export's files.
+    """
+    if not is_onnx_folder(folder):
+        return open_checkpoint(folder).args
+    args = ModelArgs.from_dict(read_config(folder))
+    return dataclasses.replace(args, max_position_embeddings=open_onnx_folder(folder).context)
 
 
 def _engine(name: str) -> type[Engine]:

@@ -14,7 +14,8 @@ class Limit(NamedTuple):
 
 
 # The arithmetics that a saved export is evaluated in: float32 throughout, or its declared types.
-Arithmetic = Literal["declared", "float32"]
+# "int8": declared types of which some are activations rounded to int8.
+Arithmetic = Literal["declared", "float32", "int8"]
 
 # Two programs that compute in float32 and add the same products in other orders: the project's
 # promise, for PyTorch's model as for a package's program.
@@ -34,6 +35,15 @@ FLOAT16_ROUNDING = 2**-11 / math.sqrt(3) * 0.72
 # weights, output. Experts: input, weights, gate and up, silu, product, weights, output.
 ROUNDINGS_PER_LAYER = 14
 ROUNDINGS_OUTSIDE = 4  # embedding row; head: input, weights, logits
+
+# The same of activations rounded to int8 by the largest of their row: the step is a 127th of it,
+# the error uniform, its root mean square the step over the root of 12, and the largest of hundreds
+# of normal values is about 3.2 times their root mean square.
+INT8_ROUNDING = 3.2 / 127 / math.sqrt(12)
+
+# Inputs of qkv, of attention's output, of gate and up, and of down; and the head's.
+INT8_ROUNDINGS_PER_LAYER = 4
+INT8_ROUNDINGS_OUTSIDE = 1
 
 # Layers may magnify what reaches them, and near ties in the routing fall differently.
 SAFETY = 4
@@ -57,9 +67,12 @@ COMPARE_LIMITS = {
 def limit(arithmetic: Arithmetic, layers: int) -> Limit:
     """The limit for logits computed in `arithmetic` by `layers` layers.
 
-    declared: independent roundings add up as the root of their number.
+    declared, int8: independent roundings add up as the root of their number.
     """
     if arithmetic == "float32":
         return Limit("max", FLOAT32_LIMIT)
+    if arithmetic == "int8":
+        roundings = INT8_ROUNDINGS_PER_LAYER * layers + INT8_ROUNDINGS_OUTSIDE
+        return Limit("mean", SAFETY * INT8_ROUNDING * math.sqrt(roundings))
     roundings = ROUNDINGS_PER_LAYER * layers + ROUNDINGS_OUTSIDE
     return Limit("mean", SAFETY * FLOAT16_ROUNDING * math.sqrt(roundings))

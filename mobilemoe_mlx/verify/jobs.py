@@ -58,8 +58,8 @@ def list_jobs(
                 continue
             calls = list(make_case(name, sizes, seed).calls(sizes))
             jobs.append(Job(name, arithmetic, _seconds(saved, args, arithmetic, calls)))
-        # In float32, where a text parts from MLX's at exact ties alone.
-        if arithmetic == "float32" and greedy_tokens:
+        # In float32 if it can be, where a text parts from MLX's at exact ties alone.
+        if arithmetic == saved.arithmetics[0] and greedy_tokens:
             total = min(prompt + greedy_tokens, saved.context)
             calls = list(plan(prompt, total, saved.block, saved.context))
             jobs.append(Job(GREEDY, arithmetic, _seconds(saved, args, arithmetic, calls)))

@@ -31,17 +31,16 @@ class FilesCheck:
 
 
 def check_files(
-    export: Path, path: Path, format: str, facts: Facts, checkpoint: Path
+    export: Path, path: Path, root: Path, format: str, facts: Facts, checkpoint: Path
 ) -> FilesCheck:
     """Compare the folder `export` and that of the manifest at `path` with the manifest.
 
-    `format`: that of the manifest. `facts`: what it must say besides, as "context" or "tokens",
-    of an export with the files that it lists.
+    `root`: the folder from which the manifest names files. `format`: its own. `facts`: what it must
+    say besides, as "context" or "tokens", of an export with the files that it lists.
     The tokenizer must be that of the folder `checkpoint`, if it has one.
     """
     if not path.is_file():
         return FilesCheck(0, (), manifest=False)
-    root = export.parent
     try:
         manifest = read_manifest(path, format)
     except UserError as error:
@@ -49,7 +48,7 @@ def check_files(
     problems = [why for name, file in manifest.files.items() for why in _check(root, name, file)]
     for name, value in facts(manifest.files).items():
         problems += _differences(path.name, name, manifest.content.get(name), value)
-    for folder, what in ((export, "package"), (path.parent, "resources")):
+    for folder, what in {path.parent: "resources", export: "package"}.items():
         there = (p for p in visible(folder.rglob("*")) if p.is_file() and p != path)
         present = {str(p.relative_to(root)) for p in there}
         problems += [

@@ -12,6 +12,7 @@ from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.numerics.values import trace_mlx
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.cases import Sizes, make_case
+from mobilemoe_mlx.verify.hidden_routing import infer_routing
 from mobilemoe_mlx.verify.judgement import CaseJudgement, judge
 from mobilemoe_mlx.verify.routing_patterns import routed_by
 from mobilemoe_mlx.verify.session import Session, run
@@ -40,6 +41,8 @@ def run_case(
             measured, rows = run(session, case.tokens, watched(case.calls(sizes)))
             reference = trace_mlx(model, case.tokens, rows)
         mx.clear_cache()
+        if not session.shows_routing:
+            measured = infer_routing(measured, reference)
         if case.routing is not None:
             # The case's scores routed the export, and a bias made from them routed MLX, so a
             # comparison of the two models' own scores would say nothing.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.export.manifest import ListedFile
+from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.session import Session
@@ -17,6 +20,7 @@ class SavedExport(Protocol):
     """An export on disk."""
 
     path: Path
+    root: Path  # the folder from which its manifest names files
     format: str  # of its manifest: "mobilemoe-coreml"
     form: str  # which of the format's forms it is: "core-ops"
     manifest: Path  # where its manifest is, if it has one
@@ -24,15 +28,16 @@ class SavedExport(Protocol):
     context: int  # positions in the cache
     takes_scores: bool  # whether a session can be routed by given scores
     user_defined: dict[str, str]  # the metadata that an export leaves, without its prefix
-    arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated
-    facts: dict[str, Any]  # what it is, by its program alone: form, context, prefill_block, logits
-    weight_suffixes: tuple[str, ...]  # of the files that hold its weights
+    arithmetics: tuple[Arithmetic, ...]  # in which it can be evaluated, the nearest to MLX first
+    facts: dict[str, Any]  # what it is, by its program alone: form, context, ...
 
-    def functions(self) -> dict[str, Any]:
-        """Function -> "inputs", "outputs", "states" -> name -> "dtype", "shape", "least" shape."""
+    def manifest_facts(
+        self, checkpoint: Checkpoint, listed: Mapping[str, ListedFile]
+    ) -> dict[str, Any]:
+        """Name -> value of what the manifest, which lists the files `listed`, must say."""
 
-    def cache_bytes(self) -> int:
-        """The bytes of its keys and values."""
+    def reference(self, model: Model, checkpoint: Checkpoint) -> Model:
+        """The model that it should compute, made of `model`, which is the checkpoint's."""
 
     def check_interface(self, args: ModelArgs) -> None:
         """Raise UserError unless it has the inputs, outputs and states of a model of `args`.

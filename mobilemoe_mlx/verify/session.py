@@ -28,6 +28,7 @@ class Session(Protocol):
     # Biased scores, float32 [positions, experts] per layer, by which it selects instead of by its
     # own, if it can; None: by its own.
     scores: list[np.ndarray] | None
+    shows_routing: bool  # whether its steps tell scores and experts
 
     def reset(self) -> None:
         """Empty the cache."""

@@ -10,6 +10,7 @@ from mobilemoe_mlx.verify.verdict import Verdict
 
 _LEGEND = """\
 float32, declared  computed in float32 throughout, or rounded to the types that the package declares
+int8               the same where it declares that activations are rounded to int8
 max, mean          max |package - MLX| / max |MLX|; mean |package - MLX| / root mean square of MLX
 error X of Y       X: the error that is judged; Y: its limit
 over N of M rows   rows of logits: M were compared, N are judged (in float32 those before the first

@@ -20,11 +20,12 @@ from mobilemoe_mlx.export.int4_source import open_source
 from mobilemoe_mlx.files import parse_json, resolved, user_path
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
+from mobilemoe_mlx.onnx_folder.extra import need
+from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.cases import CASES
-from mobilemoe_mlx.verify.coreml.open_package import open_package
 from mobilemoe_mlx.verify.greedy import compare_greedy
 from mobilemoe_mlx.verify.jobs import (
     FILES_AND_WEIGHTS,
@@ -34,7 +35,6 @@ from mobilemoe_mlx.verify.jobs import (
     not_tried,
 )
 from mobilemoe_mlx.verify.listed_files import check_files
-from mobilemoe_mlx.verify.manifest_facts import manifest_facts
 from mobilemoe_mlx.verify.progress import Progress
 from mobilemoe_mlx.verify.run_case import run_case
 from mobilemoe_mlx.verify.saved_export import SavedExport
@@ -68,7 +68,7 @@ def verify_package(
     """
     _check_choices(cases, greedy_tokens, seed)
     path = resolved(package)
-    saved = open_package(path)
+    saved = _open_saved(path)
     folder = user_path(against)
     is_float = open_checkpoint(folder).layout is Layout.FLOAT
     checkpoint = open_source(folder, quantize=is_float, adapters=adapters, force=True)
@@ -91,12 +91,15 @@ def verify_package(
     files = check_files(
         path,
         saved.manifest,
+        saved.root,
         saved.format,
-        lambda listed: manifest_facts(saved, checkpoint, listed),
+        lambda listed: saved.manifest_facts(checkpoint, listed),
         checkpoint.folder,
     )
     weights = saved.check_weights(checkpoint)
-    model = _reference(folder, checkpoint, adapters)
+    of_checkpoint = _reference(folder, checkpoint, adapters)
+    model = saved.reference(of_checkpoint, checkpoint)
+    is_own = not adapters and saved.facts["form"] != "qmoe"  # what an engine opens `folder` as
     judgements = []
     greedy = None
     for arithmetic in saved.arithmetics:
@@ -108,7 +111,7 @@ def verify_package(
         for job in (job for job in jobs if job.arithmetic == arithmetic):
             progress.begin(job.text)
             if job.case == GREEDY:
-                engine = MLXEngine(model, folder) if adapters else _greedy_reference(folder, model)
+                engine = _greedy_reference(folder, model) if is_own else MLXEngine(model, folder)
                 greedy = compare_greedy(session, engine, tokens, greedy_tokens, arithmetic)
             else:
                 judgements.append(
@@ -134,6 +137,18 @@ def verify_package(
         not_tried=not_tried(saved, jobs),
         peak_intermediate_bytes=saved.peak_intermediate_bytes(),
     )
+
+
+def _open_saved(path: Path) -> SavedExport:
+    """The export at `path`, whose format's libraries are imported now."""
+    if is_onnx_folder(path):
+        need("onnx", "onnxruntime")
+        from mobilemoe_mlx.verify.onnx.onnx_export import ONNXExport
+
+        return ONNXExport(path)
+    from mobilemoe_mlx.verify.coreml.open_package import open_package
+
+    return open_package(path)
 
 
 def _check_choices(cases: Sequence[str], greedy_tokens: int, seed: int) -> None:

@@ -77,6 +77,7 @@ def export_onnx(
     folder = files.resolved(output)
     _check_output(folder, force)
     source = open_source(checkpoint, quantize=quantize, adapters=adapters)
+    source.args.check_routed_and_shared("An ONNX export")
     options.check(source.args)
     check_apart(source.folder, folder)
     _check_disk(folder, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.metadata import user_defined
 from mobilemoe_mlx.export.coreml.options import TARGETS
 from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
+from mobilemoe_mlx.export.manifest import ListedFile
+from mobilemoe_mlx.mil import evaluator
 from mobilemoe_mlx.mil.evaluator import Evaluator
 from mobilemoe_mlx.mil.program import TensorType, read_package
+from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.coreml.core_ops_session import CoreOpsSession
 from mobilemoe_mlx.verify.coreml.core_ops_weights import check_weights
 from mobilemoe_mlx.verify.coreml.evaluation_time import core_ops_seconds
+from mobilemoe_mlx.verify.coreml.manifest_facts import manifest_facts
 from mobilemoe_mlx.verify.session import Session
 from mobilemoe_mlx.verify.weights_check import WeightsCheck
 
@@ -34,7 +39,7 @@ class CoreOpsPackage:
     arithmetics: tuple[Arithmetic, ...] = ("float32", "declared")
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.root = path, path.parent
         self.manifest = resources_folder(path) / manifest.NAME
         self._package = read_package(path)
         functions = sorted(self._package.functions)
@@ -57,6 +62,16 @@ class CoreOpsPackage:
             "prefill_block": self.block,
             "logits": "last" if names.LENGTH in prefill.inputs else "all",
         }
+
+    def manifest_facts(
+        self, checkpoint: Checkpoint, listed: Mapping[str, ListedFile]
+    ) -> dict[str, Any]:
+        """Name -> value of what the manifest must say."""
+        return manifest_facts(self, checkpoint, listed)
+
+    def reference(self, model: Model, checkpoint: Checkpoint) -> Model:
+        """What MLX is to compute: `model` itself."""
+        return model
 
     def functions(self) -> dict[str, Any]:
         """Function -> "inputs", "outputs", "states" -> name -> "dtype", "shape", "least" shape."""
@@ -129,7 +144,8 @@ class CoreOpsPackage:
 
     def session(self, args: ModelArgs, arithmetic: Arithmetic) -> Session:
         """A session that evaluates it in `arithmetic`; its cache is to be reset first."""
-        return CoreOpsSession(self._package, args, arithmetic)
+        own: evaluator.Arithmetic = "float32" if arithmetic == "float32" else "declared"
+        return CoreOpsSession(self._package, args, own)
 
     def seconds(self, args: ModelArgs, arithmetic: Arithmetic, call: Call) -> float:
         """About how long the evaluation of one call takes, on two processor cores."""
@@ -137,5 +153,5 @@ class CoreOpsPackage:
 
     def peak_intermediate_bytes(self) -> int | None:
         """The most bytes of intermediate values alive in one call of either function."""
-        evaluator = Evaluator(self._package)
-        return max(evaluator.peak_bytes(name) for name in self._package.functions)
+        evaluated = Evaluator(self._package)
+        return max(evaluated.peak_bytes(name) for name in self._package.functions)

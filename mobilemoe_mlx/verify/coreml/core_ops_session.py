@@ -17,6 +17,8 @@ from mobilemoe_mlx.verify.session import Step
 class CoreOpsSession:
     """A `Session` of a core-ops package, evaluated in one arithmetic."""
 
+    shows_routing: bool = True
+
     def __init__(self, package: Package, args: ModelArgs, arithmetic: Arithmetic) -> None:
         signature = package.signatures[names.PREFILL]
         self.args = args

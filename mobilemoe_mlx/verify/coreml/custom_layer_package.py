@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from mobilemoe_mlx.export.coreml import names
 from mobilemoe_mlx.export.coreml.custom import contract as contract
 from mobilemoe_mlx.export.coreml.metadata import user_defined
 from mobilemoe_mlx.export.coreml.resources import FORMAT, resources_folder
+from mobilemoe_mlx.export.manifest import ListedFile
 from mobilemoe_mlx.mlpackage.features import Feature
+from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.coreml.custom_layer_model import read_custom_layer_model
 from mobilemoe_mlx.verify.coreml.custom_layer_session import CustomLayerSession
 from mobilemoe_mlx.verify.coreml.custom_layer_weights import check_layer_weights
 from mobilemoe_mlx.verify.coreml.evaluation_time import custom_layer_seconds
+from mobilemoe_mlx.verify.coreml.manifest_facts import manifest_facts
 from mobilemoe_mlx.verify.session import Session
 from mobilemoe_mlx.verify.weights_check import WeightsCheck
 
@@ -38,7 +42,7 @@ class CustomLayerPackage:
     arithmetics: tuple[Arithmetic, ...] = ("float32",)
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.root = path, path.parent
         self.manifest = resources_folder(path) / manifest.NAME
         self._package = read_custom_layer_model(path)
         self.user_defined = user_defined(self._package.user_defined)
@@ -52,6 +56,16 @@ class CustomLayerPackage:
             "prefill_block": self.block,
             "logits": head.parameters["logits"],
         }
+
+    def manifest_facts(
+        self, checkpoint: Checkpoint, listed: Mapping[str, ListedFile]
+    ) -> dict[str, Any]:
+        """Name -> value of what the manifest must say."""
+        return manifest_facts(self, checkpoint, listed)
+
+    def reference(self, model: Model, checkpoint: Checkpoint) -> Model:
+        """What MLX is to compute: `model` itself."""
+        return model
 
     def functions(self) -> dict[str, Any]:
         """Function -> "inputs", "outputs", "states" -> name -> "dtype", "shape", "least" shape."""

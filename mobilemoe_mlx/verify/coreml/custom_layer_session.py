@@ -17,6 +17,8 @@ from mobilemoe_mlx.verify.session import Step
 class CustomLayerSession:
     """A `Session` of a custom-layer package: caches go in, and new rows are copied into them."""
 
+    shows_routing: bool = True
+
     def __init__(self, package: CustomLayerModel, args: ModelArgs) -> None:
         self.args = args
         self.block = package.inputs[names.TOKENS].shape[0]

@@ -1,19 +1,31 @@
-"""What an export's manifest must say, read from the saved package and the checkpoint."""
+"""What a Core ML export's manifest must say, read from the saved package and the checkpoint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import INT4_QUANTIZATION
 from mobilemoe_mlx.export.manifest import ListedFile
-from mobilemoe_mlx.verify.saved_export import SavedExport
+
+
+class _Package(Protocol):
+    """What a package of either form says of itself."""
+
+    path: Path
+    facts: dict[str, Any]
+    weight_suffixes: tuple[str, ...]  # of the files that hold its weights
+
+    def functions(self) -> dict[str, Any]: ...
+
+    def cache_bytes(self) -> int: ...
 
 
 def manifest_facts(
-    saved: SavedExport, checkpoint: Checkpoint, listed: Mapping[str, ListedFile]
+    saved: _Package, checkpoint: Checkpoint, listed: Mapping[str, ListedFile]
 ) -> dict[str, Any]:
     """Name -> value as JSON holds it, of everything but the files; sizes are in bytes.
 

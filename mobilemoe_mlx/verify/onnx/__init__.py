@@ -1,0 +1,1 @@
+"""The proof of ONNX exports: graph and weights read by onnx, computed by ONNX Runtime."""
