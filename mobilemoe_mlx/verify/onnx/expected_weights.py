@@ -29,7 +29,7 @@ def expected_weights(
     `facts`: form, context, activations; `head_dim`: features of a head in the cache.
     """
     expected = _Expected(checkpoint)
-    whole = facts["form"] == "fused" and facts["activations"] == "float32"
+    whole = facts["form"] == "fused"  # our own operators, which take the checkpoint's bytes
     expected.rotations(facts, head_dim, whole)
     expected.floats("model.norm.weight")
     if whole:
@@ -49,15 +49,11 @@ def expected_weights(
         shared = [f"{moe}.shared_expert.{name}_proj" for name in ("gate", "up", "down")]
         qkv = [f"{attention}.{name}_proj" for name in "qkv"]
         if whole:
-            for module in (*qkv, f"{attention}.o_proj"):
+            for module in (*qkv, f"{attention}.o_proj", *shared):
                 expected.published(module)
         else:
             expected.linear(f"{attention}.qkv_proj", qkv)
             expected.linear(f"{attention}.o_proj", [f"{attention}.o_proj"])
-        if facts["form"] == "fused":
-            for module in shared:
-                expected.published(module)
-        else:
             expected.linear(f"{moe}.shared_expert.gate_up_proj", shared[:2])
             expected.linear(shared[2], shared[2:])
         for stem in ("gate_up", "down"):
