@@ -25,7 +25,7 @@ public final class SerialDevice: NSObject, MTLDevice, @unchecked Sendable {
     }
     public func makeBuffer(length: Int, options: MTLResourceOptions) -> (any MTLBuffer)? {
         precondition(length > 0)
-        return Buffer(.allocate(byteCount: length, alignment: 256), length, owned: true)
+        return Buffer(length)
     }
     public func makeBuffer(
         bytes: UnsafeRawPointer, length: Int, options: MTLResourceOptions
@@ -38,10 +38,10 @@ public final class SerialDevice: NSObject, MTLDevice, @unchecked Sendable {
         bytesNoCopy pointer: UnsafeMutableRawPointer, length: Int, options: MTLResourceOptions,
         deallocator: ((UnsafeMutableRawPointer, Int) -> Void)?
     ) -> (any MTLBuffer)? {
-        let page = sysconf(Int32(_SC_PAGESIZE))
+        let page = Buffer.page
         precondition(Int(bitPattern: pointer) % page == 0 && length % page == 0 && length > 0)
         Self.uncopied += 1
-        return Buffer(pointer, length, owned: false)
+        return Buffer(pointer, length)
     }
 }
 
@@ -91,13 +91,27 @@ private final class Pipeline: NSObject, MTLComputePipelineState {
 }
 
 private final class Buffer: NSObject, MTLBuffer {
+    static let page = sysconf(Int32(_SC_PAGESIZE))
     let length: Int
     private let start: UnsafeMutableRawPointer
-    private let owned: Bool
-    init(_ start: UnsafeMutableRawPointer, _ length: Int, owned: Bool) {
-        (self.start, self.length, self.owned) = (start, length, owned)
+    private var map: UnsafeMutableRawBufferPointer?
+
+    /// Memory of its own that ends where a page begins which must not be touched: a kernel that reads
+    /// or writes beyond the end stops the process.
+    init(_ length: Int) {
+        let room = (length + Self.page - 1) / Self.page * Self.page
+        let first = mmap(nil, room + Self.page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+        precondition(first != MAP_FAILED && mprotect(first + room, Self.page, PROT_NONE) == 0)
+        map = UnsafeMutableRawBufferPointer(start: first, count: room + Self.page)
+        self.length = length
+        start = first + room - length
+        start.initializeMemory(as: UInt8.self, repeating: 0xFF, count: length)  // nothing is zero by itself
     }
-    deinit { if owned { start.deallocate() } }
+
+    /// Another's memory.
+    init(_ start: UnsafeMutableRawPointer, _ length: Int) { (self.start, self.length) = (start, length) }
+
+    deinit { if let map { munmap(map.baseAddress, map.count) } }
     func contents() -> UnsafeMutableRawPointer { start }
 }
 
@@ -151,7 +165,7 @@ private final class Encoder: NSObject, MTLComputeCommandEncoder {
 
     func setBytes(_ bytes: UnsafeRawPointer, length: Int, index: Int) {
         precondition(length <= 4096)
-        let copy = Buffer(.allocate(byteCount: length, alignment: 16), length, owned: true)
+        let copy = Buffer(length)
         copy.contents().copyMemory(from: bytes, byteCount: length)
         setBuffer(copy, offset: 0, index: index)
     }
