@@ -11,6 +11,8 @@
         public let vocabularySize: Int
         public let endOfAnswer: Set<Int>
         public let summary: String
+        /// The folder with the package's manifest, tokenizer and settings.
+        public let resources: URL
         private let manifest: PackageManifest
         private let package: LoadedPackage
 
@@ -35,9 +37,8 @@
             }
             let compiled = try await compiledModel(package)
             self.manifest = manifest
-            self.package = try await onQueue(DispatchQueue(label: "MobileMoE loading")) {
-                try LoadedPackage(compiled, manifest, options)
-            }
+            self.resources = folder
+            self.package = try await onQueue(loading) { try LoadedPackage(compiled, manifest, options) }
             vocabularySize = manifest.vocabularySize
             endOfAnswer = manifest.endOfAnswer
             let form = manifest.form == .program ? "an ML Program" : "custom layers"
@@ -70,6 +71,24 @@
                     + "shorter --context.")
         }
     }
+
+    extension MobileMoEModel {
+        /// A package as `CoreMLModel` takes it; with the tokenizer of its resources folder, or with yours.
+        public convenience init(
+            package: URL, resources: URL? = nil, options: CoreMLOptions = CoreMLOptions(),
+            tokenizer: (any Tokenizer)? = nil
+        ) async throws {
+            let engine = try await CoreMLModel(package: package, resources: resources, options: options)
+            let own = try await onQueue(loading) {
+                try tokenizer ?? CheckpointTokenizer(
+                    folder: engine.resources, vocabularySize: engine.vocabularySize,
+                    endOfAnswer: Array(engine.endOfAnswer))
+            }
+            try await self.init(engine: engine, tokenizer: own)
+        }
+    }
+
+    private let loading = DispatchQueue(label: "MobileMoE loading")
 
     /// A package's compiled model: itself, or compiled now and kept beside the package.
     private func compiledModel(_ package: URL) async throws -> URL {

@@ -199,6 +199,22 @@
                 #expect(try await changed("{", "").contains("manifest.json"))
             }
 
+            /// With the tokenizer and the chat format of the package's resources, and in one state or two.
+            @Test func aChatIsThatOfTheCPUEngine() async throws {
+                let messages = [ChatMessage(role: .user, content: "What is a list?")]
+                let options = GenerationOptions(maxTokens: 4, ignoresEnd: true)
+                var chats = 0
+                for (package, ways) in try ways() where package.context > 100 {
+                    _ = try await opened(package, ways)
+                    let model = try await MobileMoEModel(package: package.url, options: ways)
+                    let cpu = try await MobileMoEModel(engine: package.engine(), tokenizer: model.tokenizer)
+                    let text = try await cpu.chat(messages, options).text
+                    #expect(try await model.chat(messages, options).text == text)
+                    chats += 1
+                }
+                #expect(chats == 3)
+            }
+
             @Test func aPackageIsCompiledOnce() async throws {
                 let package = try PackageCase.all()[0]
                 let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
