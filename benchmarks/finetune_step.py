@@ -1,10 +1,11 @@
 """Time and memory of a fine-tuning step: adapters on the routed experts beside attention-only LoRA.
 
 Run: python benchmarks/finetune_step.py [--preset S] [--layers 4] [--context 1024] [--rounds 3]
-[--method lora qlora]. Layers of the preset's shape with random weights and random tokens, one row a
-step. Each variant runs in a process of its own (a step to begin with, then two that are timed),
-the variants of a round one after another; a ratio is of two figures of one round, and the table
-has the median of the rounds. Memory is MLX's peak.
+[--method lora qlora] [--vocabulary 4096]. Layers of the preset's shape with random weights and
+random tokens, one row a step; the vocabulary is small, so that the layers make the step. Each
+variant runs in a process of its own (a step to begin with, then two that are timed), the variants
+of a round one after another; a ratio is of two figures of one round, and the table has the median
+of the rounds. Memory is MLX's peak.
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ VARIANTS = {
 TIMED = 2
 
 
-def shape(name: str, layers: int, quantized: bool) -> ModelArgs:
-    args = preset(name)
-    layers = layers or args.num_hidden_layers
+def shape(options: argparse.Namespace, method: str) -> ModelArgs:
     return dataclasses.replace(
-        args, num_hidden_layers=layers, no_rope_layers=(), layer_types=(), quantized=quantized
+        preset(options.preset),
+        num_hidden_layers=options.layers,
+        vocab_size=options.vocabulary,
+        no_rope_layers=(),
+        layer_types=(),
+        quantized=method == "qlora",
     )
 
 
@@ -83,7 +87,8 @@ def measure(args: ModelArgs, method: str, modules: list[str], context: int, fold
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", default="S")
-    parser.add_argument("--layers", type=int, default=4, help="0: all of them")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--method", nargs="+", default=["lora", "qlora"])
@@ -92,7 +97,7 @@ def main() -> None:
     if options.one:
         variant, folder = options.one
         (method,) = options.method
-        args = shape(options.preset, options.layers, method == "qlora")
+        args = shape(options, method)
         found = measure(args, method, VARIANTS[variant], options.context, Path(folder))
         print(json.dumps(found))
         return
@@ -100,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for method in options.method:
             folder = Path(work) / method
-            args = shape(options.preset, options.layers, method == "qlora")
+            args = shape(options, method)
             write_random_checkpoint(folder, args, seed=0, quantized=args.quantized)
             rounds = [
                 {
@@ -133,7 +138,7 @@ def _row(method: str, variant: str, rounds: list[dict[str, Any]]) -> str:
 def _in_fresh_process(options: Any, method: str, variant: str, folder: Path) -> Any:
     words = [sys.executable, __file__, "--one", variant, str(folder), "--method", method]
     words += ["--preset", options.preset, "--layers", str(options.layers)]
-    words += ["--context", str(options.context)]
+    words += ["--context", str(options.context), "--vocabulary", str(options.vocabulary)]
     return json.loads(subprocess.check_output(words, text=True))
 
 

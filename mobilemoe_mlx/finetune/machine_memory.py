@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-_MOST_CACHE = 0.125  # of a run's own peak: freed arrays that MLX keeps to use again
+MOST_CACHE = 0.125  # of a run's own peak: freed arrays that MLX keeps to use again
 _LEAST_CACHE = 64_000_000
 _LEAST_LIMIT = 500_000_000  # below it waiting costs time and saves nothing worth having
 
@@ -58,4 +58,4 @@ def bound_memory(limit: int, cache: int) -> None:
 
 def cache_bound(peak: int) -> int:
     """Bytes of freed arrays that a run with that peak may keep."""
-    return max(_LEAST_CACHE, int(_MOST_CACHE * peak))
+    return max(_LEAST_CACHE, int(MOST_CACHE * peak))

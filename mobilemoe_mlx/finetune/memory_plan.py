@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from mobilemoe_mlx import text_table
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
 from mobilemoe_mlx.experts import padded_rows
-from mobilemoe_mlx.finetune.machine_memory import MachineMemory, cache_bound
+from mobilemoe_mlx.finetune.machine_memory import MOST_CACHE, MachineMemory, cache_bound
 from mobilemoe_mlx.finetune.recipe import FinetuneConfig
 from mobilemoe_mlx.finetune.trained_shapes import TrainedShapes, trained_shapes
 from mobilemoe_mlx.linux_cpu.attention import scores_kept
 
 _FLOAT32 = 4
-_KEPT = 25_000_000  # by the C library and by threads of what MLX has freed: 15 to 35 MB measured
+_KEPT = 25_000_000  # by the C library and by threads, beside MLX's cache
 _INT4 = 0.5 + 2 * 2 / GROUP_SIZE  # bytes of a packed weight: its code, a float16 scale and bias
 
 
@@ -53,7 +53,7 @@ class MemoryPlan:
     def process(self, before: int) -> int:
         """Bytes of the whole process at most, which holds `before` when no model is loaded yet:
         Python, libraries and data."""
-        return before + self.peak + _KEPT
+        return before + self.peak + int(MOST_CACHE * self.peak) + _KEPT
 
     def short(self, machine: MachineMemory, before: int) -> str:
         """One sentence for the start of a run; `before`: see `process`."""

@@ -71,6 +71,16 @@ def test_half_an_adapter(
     assert f"is an adapter without {missing}" in refused(capsys, half)
 
 
+def test_a_truncated_adapter_is_told_with_its_folder(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(adapter, folder)
+    weights = folder / "adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert f"{folder} cannot be used: adapters.safetensors: truncated" in refused(capsys, folder)
+
+
 @pytest.mark.parametrize("content", ["[]", '{"lora_parameters": 3}', "{"])
 def test_damaged_adapter_configuration(
     adapter: Path, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -305,7 +305,7 @@ def test_a_run_is_made_longer(finished, bf16_folder, conversations, tmp_path, mo
     ]
     # The rate of the longer run's schedule, in place of the shorter one's last.
     rates = {row["step"]: row["learning_rate"] for row in rows if "loss" in row}
-    assert rates[9] > rates[8] and rates[14] == pytest.approx(0.1 * 1e-3)
+    assert rates[9] > rates[8] and rates[14] == pytest.approx(0.1 * max(rates.values()))
     old = (finished / "adapter" / "adapters.safetensors").read_bytes()
     assert (longer / "adapter-of-step-8" / "adapters.safetensors").read_bytes() == old
     assert (longer / "adapter" / "adapters.safetensors").read_bytes() != old
