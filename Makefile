@@ -14,6 +14,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/mobilemoe quickstart --run $(RUN) --overwrite
 
 test: lint
+	@sh scripts/find-swift > /dev/null || true # says so where there is none
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

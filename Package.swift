@@ -33,7 +33,8 @@ let package = Package(
     name: "MobileMoE",
     platforms: [.iOS(.v18), .macOS(.v15)],
     products: [
-        .library(name: "MobileMoE", targets: ["MobileMoE"])
+        .library(name: "MobileMoE", targets: ["MobileMoE"]),
+        .executable(name: "mobilemoe-swift", targets: ["mobilemoe-swift"]),
     ] + appleProducts,
     targets: [
         .target(
@@ -47,6 +48,11 @@ let package = Package(
             name: "MobileMoE",
             dependencies: ["MobileMoEKernel"],
             path: "coreml/Sources/MobileMoE"
+        ),
+        .executableTarget(
+            name: "mobilemoe-swift",
+            dependencies: ["MobileMoE"],
+            path: "coreml/Sources/mobilemoe-swift"
         ),
         .target(
             name: "MobileMoELayers",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,33 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def swift_test() -> Callable[..., None]:
-    """Runs the package's tests whose names have `only` in them, with variables of environment."""
-    swift = shutil.which("swift")
-    if swift is None:
-        pytest.skip("swift is not installed, so the Swift package is not tested")
+def swift() -> str:
+    """The path of `swift`, with the package and its tests built; skips where there is none."""
+    found = subprocess.run(
+        ["sh", ROOT / "scripts" / "find-swift"], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
+    path = found.stdout.strip()
     built = subprocess.run(
-        [swift, "build", "--build-tests", "-j", "2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [path, "build", "--build-tests"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
+    return path
 
-    def run(only: str, **environment: str) -> None:
+
+@pytest.fixture(scope="session")
+def swift_test(swift: str) -> Callable[..., str]:
+    """Runs the package's tests whose names match `only`, with variables of environment; -> output.
+
+    Without `only` all of them; `skip`: but not those.
+    """
+
+    def run(only: str = "", skip: Sequence[str] = (), **environment: str) -> str:
+        chosen = ["--filter", only] if only else []
+        chosen += [word for name in skip for word in ("--skip", name)]
         done = subprocess.run(
-            [swift, "test", "--skip-build", "--filter", only],
+            [swift, "test", "--skip-build", *chosen],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -39,5 +48,27 @@ def swift_test() -> Callable[..., None]:
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert " 0 tests" not in done.stdout.splitlines()[-1], done.stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def program(swift: str) -> Path:
+    """The program `mobilemoe-swift`."""
+    done = subprocess.run(
+        [swift, "build", "--show-bin-path"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return Path(done.stdout.strip()) / "mobilemoe-swift"
+
+
+@pytest.fixture(scope="session")
+def run_program(program: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `mobilemoe-swift` with these words; `text`: its standard input."""
+
+    def run(*words: object, text: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [program, *map(str, words)], input=text, capture_output=True, text=True, check=False
+        )
 
     return run

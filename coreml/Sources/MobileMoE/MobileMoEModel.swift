@@ -20,6 +20,23 @@ public final class MobileMoEModel: Sendable {
         var fed: [Int] = []  // the tokens in the session
     }
 
+    /// The published INT4 checkpoint in `folder`, on the CPU; with its own tokenizer, or with yours.
+    ///
+    /// Throws MobileMoEError, a sentence for a person, for all that is wrong with the folder or an
+    /// option, and where the memory does not suffice.
+    public convenience init(
+        folder: URL, options: CPUOptions = CPUOptions(), tokenizer: (any Tokenizer)? = nil
+    ) async throws {
+        let (engine, tokenizer) = try await offPool {
+            let engine = try CPUEngine(folder: folder, options: options)
+            let own = try tokenizer ?? CheckpointTokenizer(
+                folder: folder, vocabularySize: engine.vocabularySize,
+                endOfAnswer: Array(engine.endOfAnswer))
+            return (engine, own)
+        }
+        try await self.init(engine: engine, tokenizer: tokenizer)
+    }
+
     /// Any engine with any tokenizer; without one it continues tokens.
     public init(engine: any Engine, tokenizer: (any Tokenizer)?) async throws {
         self.engine = engine
@@ -132,6 +149,17 @@ public final class MobileMoEModel: Sendable {
         let ends = engine.endOfAnswer.union(tokenizer?.endOfAnswer ?? []).filter(vocabulary.contains)
         return Turn(session: session, reused: reused, endOfAnswer: ends) { [self] fed in
             state.withLock { $0 = State(isBusy: false, fed: fed) }
+        }
+    }
+}
+
+/// Runs what blocks for a while, so that no thread of Swift's own pool waits for it.
+private func offPool<Result: Sendable>(
+    _ work: @escaping @Sendable () throws -> Result
+) async throws -> Result {
+    try await withCheckedThrowingContinuation { continuation in
+        DispatchQueue.global(qos: .userInitiated).async {
+            continuation.resume(with: Swift.Result(catching: work))
         }
     }
 }

@@ -214,6 +214,15 @@ extension ModelConfiguration {
     /// Features of all key (or value) heads together.
     var keyValueDim: Int { keyValueHeads * headDim }
 
+    /// Bytes of weights that decoding one token reads: all but the experts that are not selected, the
+    /// router in float32; norms and the embedding's one row are left out.
+    public var bytesReadPerToken: Int {
+        let attention = hiddenSize * (2 * queryDim + 2 * keyValueDim)
+        let experts = 3 * hiddenSize * (expertsPerToken * expertWidth + sharedExpertWidth)
+        let packed = layerCount * (attention + experts) + vocabularySize * hiddenSize
+        return packed * 9 / 16 + layerCount * expertCount * hiddenSize * 4
+    }
+
     private static func presentInstead(_ name: String, _ unknown: [String]) -> String {
         for (other, published) in ConfigSpelling.otherNames.sorted(by: { $0.key < $1.key })
         where published == name && unknown.contains(other) {

@@ -1,9 +1,5 @@
 import Foundation
 
-#if canImport(Darwin)
-    import os
-#endif
-
 /// What running a checkpoint takes at most, known before its weights are read.
 public struct MemoryEstimate: Sendable, Equatable {
     /// Weights in the memory map of the files, or kept of those that are read when they are needed.

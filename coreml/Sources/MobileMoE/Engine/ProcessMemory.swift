@@ -45,14 +45,14 @@ package func availableMemory() -> Int? {
     }
 
     private func number(_ path: String) -> Int? {
-        (try? String(contentsOfFile: path, encoding: .utf8)).flatMap {
+        systemText(path).flatMap {
             Int($0.trimmingCharacters(in: .whitespacesAndNewlines))
         }
     }
 
     /// The number behind `name` in a file of lines like "VmHWM:   1234 kB".
     private func procField(_ path: String, _ name: String) -> Int? {
-        guard let text = try? String(contentsOfFile: path, encoding: .utf8) else { return nil }
+        guard let text = systemText(path) else { return nil }
         for line in text.split(separator: "\n") {
             let words = line.split(whereSeparator: \.isWhitespace)
             if words.count > 1, words[0] == name { return Int(words[1]) }

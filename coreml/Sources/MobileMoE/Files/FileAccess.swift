@@ -72,18 +72,42 @@ package func fileKind(_ path: String) -> FileKind {
 
 /// A JSON file of a checkpoint, whole; refused beyond `most` bytes.
 package func readJSON(_ path: String, kind: MobileMoEError.Kind = .checkpoint) throws -> JSON {
-    let file = try OpenFile(path)
-    let size = try file.size()
-    guard size <= mostJSONBytes else {
-        throw MobileMoEError(kind, "\(path) has \(size) bytes, too many for a JSON file.")
-    }
-    let content = try file.bytes(size, at: 0)
     do {
-        return try JSON.parse(content)
-    } catch {
+        let file = try OpenFile(path)
+        let size = try file.size()
+        guard size <= mostJSONBytes else {
+            throw MobileMoEError(kind, "\(path) has \(size) bytes, too many for a JSON file.")
+        }
+        return try JSON.parse(file.bytes(size, at: 0))
+    } catch let error as JSONError {
         throw MobileMoEError(kind, "\(path) \(error.what).")
+    } catch let error as MobileMoEError {
+        throw MobileMoEError(kind, error.sentence)
     }
 }
 
 /// Far above any tokenizer.json: a file that was given by mistake does not fill the memory.
 private let mostJSONBytes = 500_000_000
+
+/// All that comes from a descriptor: also of what has no size beforehand, as pipes and the files of
+/// /proc. Throws with `errno` set.
+package func readToEnd(_ descriptor: Int32) throws -> [UInt8] {
+    struct Failed: Error {}
+    var content: [UInt8] = []
+    var block = [UInt8](repeating: 0, count: 1 << 16)
+    while true {
+        let got = Foundation.read(descriptor, &block, block.count)
+        if got < 0, errno == EINTR { continue }
+        guard got >= 0 else { throw Failed() }
+        if got == 0 { return content }
+        content += block[..<got]
+    }
+}
+
+/// A file that the system makes as it is read; nil where it has none.
+package func systemText(_ path: String) -> String? {
+    guard let file = try? OpenFile(path), let content = try? readToEnd(file.descriptor) else {
+        return nil
+    }
+    return String(decoding: content, as: UTF8.self)
+}
