@@ -62,6 +62,10 @@ SHAPES = {
         vocab_size=301,
     ),
     "all experts": shape(num_local_experts=5, num_experts_per_tok=5, intermediate_size=96),
+    "dense": shape(num_local_experts=0, num_experts_per_tok=0, intermediate_size=0),
+    "without a shared expert": shape(
+        num_local_experts=4, num_experts_per_tok=2, intermediate_size_mlp=0
+    ),
     "plain": shape(
         num_hidden_layers=2,
         num_local_experts=4,

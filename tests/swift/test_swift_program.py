@@ -303,7 +303,7 @@ def test_bench_and_its_file(
     assert row.count(" x") == 2 and "x: times the earlier figure." in compared.stdout
     assert main.main(["bench", str(int4_folder), "--contexts", "16", "--rounds", "1", "--engine",
                       "cpu:int8", "--compare", str(path)]) == 0  # fmt: skip
-    assert "x: times the earlier figure." in capsys.readouterr().out
+    assert "x: times the earlier figure" in capsys.readouterr().out
 
 
 def test_help_and_examples(run_program: Run) -> None:

@@ -66,14 +66,18 @@ extension ModelConfiguration {
             linear("\(at).self_attn.v_proj", keyValueDim, d)
             linear("\(at).self_attn.o_proj", d, queryDim)
             vector("\(at).post_attention_layernorm.weight", d)
-            out["\(at).feed_forward.router.weight"] = ExpectedTensor(shape: [e, d], dtypes: ["F32"])
-            vector("\(at).feed_forward.expert_bias", e)
-            let experts = TensorNames.packedExperts(layer)
-            packed(experts[0], [e, d], 2 * w)
-            packed(experts[1], [e, w], d)
-            linear("\(at).feed_forward.shared_expert.gate_proj", shared, d)
-            linear("\(at).feed_forward.shared_expert.up_proj", shared, d)
-            linear("\(at).feed_forward.shared_expert.down_proj", d, shared)
+            if e > 0 {
+                out["\(at).feed_forward.router.weight"] = ExpectedTensor(shape: [e, d], dtypes: ["F32"])
+                vector("\(at).feed_forward.expert_bias", e)
+                let experts = TensorNames.packedExperts(layer)
+                packed(experts[0], [e, d], 2 * w)
+                packed(experts[1], [e, w], d)
+            }
+            if shared > 0 {
+                linear("\(at).feed_forward.shared_expert.gate_proj", shared, d)
+                linear("\(at).feed_forward.shared_expert.up_proj", shared, d)
+                linear("\(at).feed_forward.shared_expert.down_proj", d, shared)
+            }
         }
         return out
     }

@@ -96,10 +96,10 @@ extension ModelConfiguration {
         attentionHeads = try fields.size("num_attention_heads")
         keyValueHeads = try fields.size("num_key_value_heads")
         headDim = try fields.size("head_dim")
-        expertWidth = try fields.size("intermediate_size")
-        sharedExpertWidth = try fields.size("intermediate_size_mlp")
-        expertCount = try fields.size("num_local_experts")
-        expertsPerToken = try fields.size("num_experts_per_tok")
+        expertWidth = try fields.size("intermediate_size", least: 0)
+        sharedExpertWidth = try fields.size("intermediate_size_mlp", least: 0)
+        expertCount = try fields.size("num_local_experts", least: 0)
+        expertsPerToken = try fields.size("num_experts_per_tok", least: 0)
         vocabularySize = try fields.size("vocab_size")
         context = try fields.size("max_position_embeddings")
         routedScalingFactor = try fields.positive("routed_scaling_factor")
@@ -181,10 +181,7 @@ extension ModelConfiguration {
         guard headDim.isMultiple(of: 2) else {
             throw bad("head_dim", .integer(headDim), "RoPE turns pairs, so it must be even")
         }
-        guard expertsPerToken <= expertCount else {
-            throw configError(
-                "num_experts_per_tok (\(expertsPerToken)) is above num_local_experts (\(expertCount)).")
-        }
+        try checkExperts()
         for (name, size) in [
             ("hidden_size", hiddenSize), ("intermediate_size", expertWidth),
             ("intermediate_size_mlp", sharedExpertWidth),
@@ -206,6 +203,34 @@ extension ModelConfiguration {
             for id in ids where !(0..<vocabularySize).contains(id) {
                 throw bad(name, .integer(id), "the vocabulary has \(vocabularySize) entries")
             }
+        }
+    }
+
+    /// Beside the published form there are two for comparison: without a shared expert
+    /// (intermediate_size_mlp 0), and dense (the three numbers of routed experts 0), where all tokens
+    /// pass what is the shared expert elsewhere.
+    private func checkExperts() throws {
+        let numbers = [("num_experts_per_tok", expertsPerToken), ("intermediate_size", expertWidth)]
+        if expertCount == 0 {
+            for (name, value) in numbers where value != 0 {
+                throw bad(
+                    name, .integer(value),
+                    "it must be 0 where num_local_experts is 0: the model is dense, of the width "
+                        + "intermediate_size_mlp")
+            }
+            guard sharedExpertWidth > 0 else {
+                throw bad("intermediate_size_mlp", .integer(0), "a layer without experts needs a width")
+            }
+            return
+        }
+        for (name, value) in numbers where value == 0 {
+            throw bad(
+                name, .integer(0),
+                "it must be 1 or more, or num_local_experts (\(expertCount)) 0 as well")
+        }
+        guard expertsPerToken <= expertCount else {
+            throw configError(
+                "num_experts_per_tok (\(expertsPerToken)) is above num_local_experts (\(expertCount)).")
         }
     }
 
@@ -319,10 +344,10 @@ extension ModelConfiguration {
 private struct Fields {
     let values: [String: JSON]
 
-    func size(_ name: String) throws -> Int {
+    func size(_ name: String, least: Int = 1) throws -> Int {
         let value = values[name]!
         guard let size = value.integer else { throw bad(name, value, "it must be a whole number") }
-        guard size >= 1 else { throw bad(name, value, "it must be at least 1") }
+        guard size >= least else { throw bad(name, value, "it must be at least \(least)") }
         guard size < 1 << 31 else { throw bad(name, value, "it must be below 2^31") }
         return size
     }

@@ -21,6 +21,12 @@ public final class CPUEngine: Engine {
         try options.check()
         let checkpoint = try Checkpoint(folder)
         let configuration = checkpoint.configuration
+        if options.expertMemory != nil, configuration.expertCount == 0 {
+            throw MobileMoEError(
+                .input,
+                "\(checkpoint.folder) is a dense model, without experts to be read when they are needed: "
+                    + "leave out the memory for experts.")
+        }
         context = try options.context(of: configuration)
         try Self.checkMemory(checkpoint, options)
         try checkpoint.checkValues()

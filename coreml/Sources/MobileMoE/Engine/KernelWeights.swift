@@ -56,7 +56,7 @@ struct KernelWeights {
 
     func linear(_ module: String) -> mobilemoe_int4 { int4(TensorNames.packed(module)) }
 
-    /// Without bytes where it is not used in place.
+    /// Without bytes where it is not used in place, and where the model's form does not have it.
     func tensor(_ name: String) -> mobilemoe_tensor {
         guard let tensor = tensors[name], let map = maps[tensor.path] else {
             return mobilemoe_tensor(data: nil, bytes: 0)
