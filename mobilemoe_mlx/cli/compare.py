@@ -1,13 +1,16 @@
-"""`mobilemoe compare`: MLX against PyTorch, layer by layer and at the logits."""
+"""`mobilemoe compare`: MLX against PyTorch, forwards, backwards and in training."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -17,6 +20,8 @@ EXAMPLES = (
     'mobilemoe compare runs/quickstart/training/qat/model --prompt "import os" --output '
     "runs/compare",
     "mobilemoe compare runs/quickstart/training/sft/model --dtype bfloat16 --torch-dtype float32",
+    "mobilemoe compare runs/quickstart/training/sft/model --backward --tokens 64",
+    "mobilemoe compare runs/quickstart/training/sft/model --train-steps 3 --data README.md",
 )
 
 
@@ -46,12 +51,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write compare.json and compare.png into this folder",
     )
     add_json_argument(parser)
+    training = parser.add_argument_group("instead of the forward pass")
+    what = training.add_mutually_exclusive_group()
+    what.add_argument(
+        "--backward", action="store_true", help="gradients of every parameter, the worst first"
+    )
+    what.add_argument(
+        "--train-steps", type=int, metavar="N", help="train for N steps in both, on --data"
+    )
+    training.add_argument(
+        "--data", metavar="PATH", help="texts to train on: a .txt, .md, .py or .jsonl, or a folder"
+    )
+    training.add_argument(
+        "--context", type=int, default=128, metavar="N", help="tokens of a row (%(default)s)"
+    )
+    training.add_argument(
+        "--qat", action="store_true", help="compute with the INT4 form of the weights"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     check_json(args.json)
     output = None if args.output is None else files.output_folder(args.output)
+    if args.backward or args.train_steps is not None:
+        return _compare_training(args, output)
+    for given, name in ((args.qat, "--qat"), (args.data, "--data")):
+        if given:
+            raise UserError(f"{name} belongs to --backward or --train-steps: give one of them too.")
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.comparison import compare_checkpoint
     from mobilemoe_mlx.compare.table import as_text
@@ -66,11 +93,70 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tolerance=args.tolerance,
     )
+    return _tell(args, output, report, as_text(report), "compare")
+
+
+def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
+    if args.adapter:
+        raise UserError(
+            "--backward and --train-steps take no adapters: fuse them, and compare what comes out."
+        )
+    if args.backward and args.data:
+        raise UserError(
+            "--backward runs on --prompt or on random --tokens; --data is for training."
+        )
+    from mobilemoe_mlx.checkpoint.hub import resolve
+    from mobilemoe_mlx.compare.sequence import check_tolerance, open_for_torch
+
+    folder = resolve(args.checkpoint)
+    check_tolerance(args.tolerance)
+    checkpoint = open_for_torch(folder)
+    types = {args.dtype, args.torch_dtype or args.dtype}
+    if "float16" in types:
+        raise UserError("Training computes in float32 or bfloat16: choose --dtype from them.")
+    if args.backward:
+        from mobilemoe_mlx.compare.backward import compare_gradients
+        from mobilemoe_mlx.compare.sequence import sequence
+        from mobilemoe_mlx.compare.training_tables import gradients_as_text
+
+        tokens = sequence(folder, checkpoint.args, args.prompt, args.tokens, args.seed)
+        if len(tokens) < 2:
+            raise UserError("A sequence of one token has no next one: give two tokens or more.")
+        gradients = compare_gradients(
+            folder,
+            tokens,
+            dtype=args.dtype,
+            torch_dtype=args.torch_dtype,
+            quantize=args.qat,
+            tolerance=args.tolerance,
+        )
+        return _tell(args, output, gradients, gradients_as_text(gradients), "gradients")
+    if types != {"float32"}:
+        raise UserError("--train-steps compares in float32: leave --dtype and --torch-dtype out.")
+    if args.data is None:
+        raise UserError("--train-steps needs texts to train on: --data PATH.")
+    if args.train_steps < 1 or not 1 <= args.context <= checkpoint.args.max_position_embeddings:
+        raise UserError(
+            f"{args.train_steps} steps of {args.context} tokens: at least 1 step is needed, and "
+            f"this model takes 1 to {checkpoint.args.max_position_embeddings} tokens."
+        )
+    from mobilemoe_mlx.compare.steps import ROWS, compare_steps, read_batches
+    from mobilemoe_mlx.compare.training_tables import steps_as_text
+    from mobilemoe_mlx.tokenizer import load_tokenizer
+
+    batches = read_batches(args.data, load_tokenizer(folder), args.train_steps, ROWS, args.context)
+    limit = {} if args.tolerance is None else {"tolerance": args.tolerance}
+    steps = compare_steps(folder, batches, quantize=args.qat, **limit)
+    return _tell(args, output, steps, steps_as_text(steps), "steps")
+
+
+def _tell(args: argparse.Namespace, output: Path | None, report: Any, text: str, name: str) -> int:
+    """Print and write a report, whose files are called `name`; 1 when beyond the tolerance."""
     write_json(args.json, report.to_dict())
     if not prints_json(args.json):
-        print(as_text(report))
+        print(text)
     if output is not None:
         report.write(output)
-        written = f"Wrote {output / 'compare.json'} and {output / 'compare.png'}"
+        written = f"Wrote {output / name}.json and {output / name}.png"
         print(written, file=sys.stderr if prints_json(args.json) else sys.stdout)
     return 0 if report.passed else 1

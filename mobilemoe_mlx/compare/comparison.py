@@ -6,23 +6,18 @@ Every measure is defined in docs/numerics.md; here `reference` is PyTorch and `m
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import mlx.core as mx
-import numpy as np
-
 from mobilemoe_mlx import files
 from mobilemoe_mlx.adapters.adapter_file import read_adapter
-from mobilemoe_mlx.checkpoint.check import check_scales, open_checkpoint
+from mobilemoe_mlx.checkpoint.check import check_scales
 from mobilemoe_mlx.checkpoint.damage import check_finite
-from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.compare.sequence import check_tolerance, open_for_torch, sequence
 from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
-from mobilemoe_mlx.config import ModelArgs
+from mobilemoe_mlx.compare.versions import versions
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.numerics.json_values import json_values
 from mobilemoe_mlx.numerics.measures import (
@@ -104,17 +99,8 @@ def compare_checkpoint(
     negative or not finite.
     """
     torch_dtype = torch_dtype or dtype
-    if seed < 0:
-        raise UserError(f"seed is {seed}; it must be a whole number, 0 or more.")
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise UserError(f"tolerance is {tolerance}; it must be a finite number, 0 or more.")
-    checkpoint = open_checkpoint(folder)
-    if checkpoint.layout is Layout.MLX_INT4:
-        raise UserError(
-            f"{folder} is in mlx-lm's INT4 layout, which the PyTorch reference does not read: "
-            f"convert it back first, `mobilemoe convert {folder} OUTPUT --to published`, and "
-            "compare OUTPUT."
-        )
+    check_tolerance(tolerance)
+    checkpoint = open_for_torch(folder)
     for name in (dtype, torch_dtype):
         if name not in COMPARE_LIMITS:
             raise UserError(
@@ -127,7 +113,7 @@ def compare_checkpoint(
                 f"The adapter {path} was trained through INT4: fuse it, and compare what comes out "
                 f"(mobilemoe fuse {folder} {path} OUTPUT)."
             )
-    tokens = _tokens(folder, checkpoint.args, prompt, num_tokens, seed)
+    tokens = sequence(folder, checkpoint.args, prompt, num_tokens, seed)
     check_scales(checkpoint)
     check_finite(checkpoint)  # also where no token of this sequence goes
     # One after the other: only one copy of the weights is in memory.
@@ -171,29 +157,5 @@ def compare_traces(
         **compare_predictions(measured.logits, reference.logits)._asdict(),
         tolerance=tolerance,
         not_finite=all_not_finite({"MLX": measured, "PyTorch": reference}),
-        versions={
-            "mlx": importlib.metadata.version("mlx"),
-            "mlx device": str(mx.default_device().type).rpartition(".")[-1],
-            "torch": importlib.metadata.version("torch"),
-        },
+        versions=versions(),
     )
-
-
-def _tokens(
-    folder: Path, args: ModelArgs, prompt: str | None, num_tokens: int, seed: int
-) -> list[int]:
-    tokens: list[int] = []
-    if prompt is not None:
-        from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
-
-        begin = [] if args.bos_token_id is None else [args.bos_token_id]
-        tokens = begin + encode_text(load_tokenizer(folder), prompt)
-        num_tokens = len(tokens)
-    if not 1 <= num_tokens <= args.max_position_embeddings:
-        raise UserError(
-            f"The sequence has {num_tokens} tokens; this model takes 1 to "
-            f"{args.max_position_embeddings}."
-        )
-    if prompt is None:
-        tokens = np.random.default_rng(seed).integers(args.vocab_size, size=num_tokens).tolist()
-    return tokens

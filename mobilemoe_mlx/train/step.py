@@ -138,7 +138,7 @@ class Trainer:
         for micro, key in zip(micro_batches, keys, strict=True):
             if self._has_dropout:
                 set_dropout_key(self.model, key)
-            part, gradient = self._gradients(micro, targets, real)
+            part, gradient = self.gradients(micro, targets, real)
             if sums is None:
                 sums, gradients = part, gradient
             else:
@@ -178,7 +178,11 @@ class Trainer:
         self.step += 1
         return StepResult(loss, z, grad_norm, rate, counts)
 
-    def _gradients(self, batch: Batch, targets: float, real: float) -> tuple[LossSums, Any]:
+    def gradients(self, batch: Batch, targets: float, real: float) -> tuple[LossSums, Any]:
+        """A micro-batch's sums, and the gradients of its share of the objective as a tree.
+
+        targets, real: how many targets that count, and real tokens, the whole batch has.
+        """
         arrays = [mx.array(part) for part in batch]
         counts = mx.array(targets), mx.array(real)
         (_, sums), gradient = self._objective_and_gradients(

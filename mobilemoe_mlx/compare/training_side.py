@@ -1,0 +1,81 @@
+"""MLX's side of the comparisons of training: the project's trainer, on plain tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mobilemoe_mlx.checkpoint.load_save import load_model
+from mobilemoe_mlx.data.packing import Batch
+from mobilemoe_mlx.int4_rounding import as_float
+from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.quantized import dequantize_parameters
+from mobilemoe_mlx.tensor_names import is_expert_matrix
+from mobilemoe_mlx.train.recipe import (
+    ComputeConfig,
+    DataConfig,
+    OptimizerConfig,
+    RoutingConfig,
+    StageConfig,
+)
+from mobilemoe_mlx.train.step import Trainer
+
+TrainingType = Literal["float32", "bfloat16"]
+
+
+def float_model(folder: Path) -> Model:
+    """The checkpoint's weights as a float32 model; INT4 ones are expanded, exactly."""
+    model = load_model(folder, mx.float32)
+    if not model.args.quantized:
+        return model
+    plain = Model(as_float(model.args))
+    plain.update(dequantize_parameters(model))
+    return plain
+
+
+def settings(
+    dtype: TrainingType, *, quantize: bool, rows: int, context: int, steps: int, peak_lr: float
+) -> StageConfig:
+    """A stage of training with everything else as a recipe has it by default."""
+    return StageConfig(
+        data=DataConfig(mixture="", context=context),
+        optimizer=OptimizerConfig(peak_lr=peak_lr),
+        routing=RoutingConfig(),
+        compute=ComputeConfig(dtype=dtype),
+        batch_size=rows,
+        tokens=steps * rows * context,
+        quantize=quantize,
+    )
+
+
+def batch_of(tokens: np.ndarray) -> Batch:
+    """Tokens [rows, tokens + 1] as one document a row, in which every target counts."""
+    inputs, targets = (part.astype(np.int32) for part in (tokens[:, :-1], tokens[:, 1:]))
+    ones, zeros = np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32)
+    return Batch(inputs, targets, loss_mask=ones, documents=zeros)
+
+
+def gradients(
+    folder: Path, tokens: np.ndarray, dtype: TrainingType, quantize: bool
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean cross-entropy, and the gradient of every trained parameter by its published name."""
+    rows, length = tokens.shape
+    targets = rows * (length - 1)
+    stage = settings(dtype, quantize=quantize, rows=rows, context=length - 1, steps=1, peak_lr=1.0)
+    trainer = Trainer(float_model(folder), stage)
+    sums, tree = trainer.gradients(batch_of(tokens), targets=targets, real=targets)
+    return sums.cross_entropy.item() / targets, by_published_name(tree)
+
+
+def by_published_name(tree: Any) -> dict[str, np.ndarray]:
+    """A parameter tree as float32 arrays, without the selection biases."""
+    out = {}
+    for name, value in tree_flatten(tree):
+        module = name.removesuffix(".weight")
+        if not name.endswith("expert_bias"):
+            out[module if is_expert_matrix(module) else name] = np.array(value.astype(mx.float32))
+    return out
