@@ -215,6 +215,19 @@
                 #expect(chats == 3)
             }
 
+            @Test func theCodeOfThePageRuns() async throws {
+                let messages = [ChatMessage(role: .user, content: "What is a list?")]
+                let package = try PackageCase.all().first { $0.layers == nil && $0.context > 100 }!
+                let log = CallLog()
+                FakeModels.make = { try FakeProgram($1.functionName!, package, log) }
+                let model = try await openWithTwoStates(package.url)
+                let cpu = try await MobileMoEModel(engine: package.engine(), tokenizer: model.tokenizer)
+                let options = GenerationOptions(maxTokens: 8)
+                let text = try await model.chat(messages, options).text
+                #expect(try await cpu.chat(messages, options).text == text)
+                await #expect(throws: CocoaError.self) { try await openPackage("none") }
+            }
+
             @Test func aPackageIsCompiledOnce() async throws {
                 let package = try PackageCase.all()[0]
                 let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
