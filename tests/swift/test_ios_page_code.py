@@ -1,4 +1,4 @@
-"""The Swift for Core ML of docs/ios.md compiles as in an app, and is the code that the tests run."""
+"""docs/ios.md: its Swift for Core ML compiles as in an app, and is the code that the tests run."""
 
 from __future__ import annotations
 

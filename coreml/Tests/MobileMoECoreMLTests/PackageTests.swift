@@ -34,7 +34,7 @@
                     if package.layers == nil {
                         second.stateSharing = .copied
                     } else {
-                        first.layers.expertsOnGPU = true
+                        first.layers.expertsOnGPU = (try? GPU.shared()) != nil
                         if package.block > 8 { return [(package, second)] }
                     }
                     return [(package, first), (package, second)]

@@ -5,7 +5,7 @@ import MetalShim
 /// insists on the rules of Metal that a GPU may punish without a word.
 public final class SerialDevice: NSObject, MTLDevice, @unchecked Sendable {
     /// Nil: as on a machine without a GPU.
-    nonisolated(unsafe) public static var systemDefault: SerialDevice? = SerialDevice()
+    nonisolated(unsafe) public static var systemDefault = metal_shim_runs() ? SerialDevice() : nil
     nonisolated(unsafe) public static var families: Set<MTLGPUFamily> = [.apple7]
     /// Kernels that ran, in order.
     nonisolated(unsafe) public static var dispatched: [String] = []

@@ -194,6 +194,14 @@ uint32_t lane() { return group.current % kSimdgroup; }
 
 }  // namespace metal_shim
 
+bool metal_shim_runs() {
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  return false;
+#else
+  return true;
+#endif
+}
+
 int32_t metal_shim_parameters(const char* name) {
   const metal_shim::Kernel* found = metal_shim::find(name);
   return found == nullptr ? -1 : found->parameters;

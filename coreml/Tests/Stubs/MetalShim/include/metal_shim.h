@@ -2,6 +2,7 @@
 #ifndef METAL_SHIM_H
 #define METAL_SHIM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +25,9 @@ typedef struct metal_shim_argument {
   metal_shim_source source;
   void* pointer;
 } metal_shim_argument;
+
+// Whether kernels run here: not under a sanitizer, which takes fibers for a fault.
+bool metal_shim_runs(void);
 
 // The number of the kernel's parameters; -1: there is none of this name.
 int32_t metal_shim_parameters(const char* name);
