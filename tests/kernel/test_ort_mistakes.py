@@ -17,6 +17,9 @@ from kernel_reference import activations, random_int4
 from ort_layers import Layer, moe_node, packed
 from ort_nodes import Host, Node, NodeError, Runtime
 
+from mobilemoe_mlx import onnx_operators
+from mobilemoe_mlx.errors import UserError
+
 
 def changed(node: Node, **weights: np.ndarray | None) -> Node:
     """The node with other initializers; None: it becomes an input."""
@@ -111,6 +114,12 @@ def test_what_onnx_runtime_refuses_itself(runtime: Runtime) -> None:
     node.weights = {name: array for name, array in node.weights.items() if name != "norm"}
     with pytest.raises(NodeError, match=r"norm \(input 1\) must be an initializer of the graph"):
         runtime.run(node, x | {"norm": layer.norms[1]})
+
+
+def test_a_library_that_was_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(onnx_operators, "_PATH", tmp_path / "none.so")
+    with pytest.raises(UserError, match=r"no C\+\+ compiler was found .* --form portable"):
+        onnx_operators.library_path()
 
 
 def test_a_runtime_that_is_too_old(arm64_host: list[str]) -> None:
