@@ -52,6 +52,8 @@ def shape(options: argparse.Namespace, method: str) -> ModelArgs:
         preset(options.preset),
         num_hidden_layers=options.layers,
         vocab_size=options.vocabulary,
+        bos_token_id=1,
+        eos_token_id=(2,),
         no_rope_layers=(),
         layer_types=(),
         quantized=method == "qlora",
