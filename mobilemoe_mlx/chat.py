@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Generator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mobilemoe_mlx import chat_commands, conversation_file
 from mobilemoe_mlx.chat_commands import Command
@@ -14,7 +14,10 @@ from mobilemoe_mlx.engines import Engine
 from mobilemoe_mlx.errors import DamagedModel, UserError
 from mobilemoe_mlx.generate import Statistics, Step, check_unicode, stream
 from mobilemoe_mlx.generation_options import GenerationOptions
-from mobilemoe_mlx.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.prompt_tokenizer import PromptTokenizer
+    from mobilemoe_mlx.tokenizer import ChatTokenizer
 
 
 class Conversation:
@@ -28,7 +31,7 @@ class Conversation:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: ChatTokenizer,
+        tokenizer: ChatTokenizer | PromptTokenizer,
         options: GenerationOptions,
         system: str | None = None,
     ) -> None:

@@ -75,7 +75,7 @@ def open_with_tokenizer(
 def open_for_prompts(
     path_or_repo: str | Path, engine: str | None = None, **options: Any
 ) -> tuple[Engine, PromptTokenizer | ChatTokenizer]:
-    """The same with a tokenizer that encodes prompts, which is there sooner."""
+    """The same with a tokenizer for prompts and chats alone, which is there sooner."""
     folder = resolve(path_or_repo)
     tokenizer = load_prompt_tokenizer(folder, _end_token_ids(folder))
     return open_engine(folder, engine, **options), tokenizer

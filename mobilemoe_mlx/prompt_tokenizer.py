@@ -1,20 +1,23 @@
-"""A prompt's tokens and an answer's text, without transformers and mlx-lm.
+"""A prompt's or a chat's tokens and an answer's text, without transformers and mlx-lm.
 
 Those two take a second to import, three with PyTorch, and another to wrap a tokenizer of 128,256
-entries. This knows no chat template; tokens and text are the same.
+entries. Tokens and text are the same.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from mobilemoe_mlx import end_tokens, files
+from mobilemoe_mlx import chat_template, end_tokens, files, jinja_template
+from mobilemoe_mlx.chat_format import encode_text, written_chat_template
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.tokenizer_file import decoder_of, open_tokenizer
 
 if TYPE_CHECKING:
@@ -39,34 +42,114 @@ def load_prompt_tokenizer(
         from mobilemoe_mlx.tokenizer import load_tokenizer
 
         return load_tokenizer(folder, stop_ids)
-    named = end_tokens.special_tokens(folder)
     return PromptTokenizer(
-        raw, piece_bytes, named.get("bos_token"), {*end_tokens.of_tokenizer(folder), *stop_ids}
+        raw,
+        piece_bytes,
+        end_tokens.special_tokens(folder),
+        {*end_tokens.of_tokenizer(folder), *stop_ids},
+        written_chat_template(folder),
     )
 
 
 class PromptTokenizer:
-    """What `generate` needs of a tokenizer, by mlx-lm's names."""
+    """What `generate` and `chat` need of a tokenizer, by the names of mlx-lm and transformers."""
 
     def __init__(
         self,
         raw: Tokenizer,
         piece_bytes: Callable[[str], bytes],
-        bos_token: str | None,
+        special_tokens: Mapping[str, str],
         eos_token_ids: set[int],
+        template: str | Mapping[str, str] | None = None,
     ) -> None:
-        """`piece_bytes`: a piece of the vocabulary -> the bytes of text that it stands for."""
+        """`piece_bytes`: a piece of the vocabulary -> the bytes of text that it stands for.
+
+        `special_tokens`: "bos_token" and others -> the token. `template`: that of chats, or several
+        by name.
+        """
         self._raw, self._piece_bytes = raw, piece_bytes
-        known = bos_token is not None and raw.token_to_id(bos_token) is not None
-        self.bos_token = bos_token if known else None
+        self._special_tokens = {
+            name: token
+            for name, token in special_tokens.items()
+            if raw.token_to_id(token) is not None
+        }
         self.eos_token_ids = eos_token_ids
+        self._template = template
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that begins a text, if there is one."""
+        return self._special_tokens.get("bos_token")
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be written."""
+        return self._template is not None
+
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+    ) -> list[int]:
+        """Token ids of messages with "role" and "content", as `ChatTokenizer` gives them.
+
+        Raises UserError, one sentence, when the template fails.
+        """
+        added = self._raw.get_added_tokens_decoder()
+        return chat_template.chat_tokens(
+            functools.partial(self._render, add_generation_prompt),
+            conversation,
+            {},
+            {token.content: index for index, token in added.items() if token.special},
+            functools.partial(encode_text, self),
+        )
+
+    def _render(
+        self,
+        add_generation_prompt: bool,
+        messages: Sequence[Mapping[str, Any]],
+        others: Mapping[str, Any],
+    ) -> str:
+        template = self._template
+        if isinstance(template, Mapping):
+            if "default" not in template:
+                raise UserError(
+                    "The tokenizer has several chat templates and none of them is called "
+                    f"'default': {', '.join(template)}."
+                )
+            template = template["default"]
+        assert template is not None, "has_chat_template says so"
+        return jinja_template.compiled(template)(
+            messages=[dict(message) for message in messages],
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self._special_tokens,
+            **others,
+        )
 
     def __len__(self) -> int:
         return int(self._raw.get_vocab_size())
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, in which control tokens may be spelled out."""
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, control tokens among them."""
+        return self._raw.get_vocab()
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        verbose: bool = True,
+    ) -> list[int]:
+        """Token ids of `text`, in which control tokens may be spelled out.
+
+        `split_special_tokens`: they are text there. `verbose` means nothing here.
+        """
+        self._raw.encode_special_tokens = split_special_tokens
         return list(self._raw.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, control tokens spelled out."""
+        return self._raw.decode(list(tokens), skip_special_tokens=False)
 
     @property
     def detokenizer(self) -> TextStream:

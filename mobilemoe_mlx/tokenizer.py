@@ -33,27 +33,18 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from mobilemoe_mlx import chat_template, end_tokens, files
 from mobilemoe_mlx.all_or_none import all_or_none
-from mobilemoe_mlx.end_tokens import END_OF_TEXT as END_OF_TEXT
-from mobilemoe_mlx.end_tokens import EOT as EOT
-from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.tokenizer_file import cannot_be_loaded, decoder_of, open_tokenizer, settings
-
-# The control tokens of the published chat format.
-BEGIN_OF_TEXT = "<|begin_of_text|>"
-HEADER_START = "<|header_start|>"
-HEADER_END = "<|header_end|>"
-SPECIAL_TOKENS = (BEGIN_OF_TEXT, END_OF_TEXT, HEADER_START, HEADER_END, EOT)
-
-CHAT_TEMPLATE = (
-    f"{{{{ '{BEGIN_OF_TEXT}' }}}}"
-    "{% for message in messages %}"
-    f"{{{{ '{HEADER_START}' + message['role'] + '{HEADER_END}\\n\\n' }}}}"
-    f"{{{{ message['content'] + '{EOT}' }}}}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}"
-    f"{{{{ '{HEADER_START}assistant{HEADER_END}\\n\\n' }}}}"
-    "{% endif %}"
+from mobilemoe_mlx.chat_format import (
+    BEGIN_OF_TEXT,
+    CHAT_TEMPLATE,
+    HEADER_END,
+    HEADER_START,
+    SPECIAL_TOKENS,
+    encode_text,
+    written_chat_template,
 )
+from mobilemoe_mlx.end_tokens import END_OF_TEXT, EOT
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.tokenizer_file import cannot_be_loaded, decoder_of, open_tokenizer
 
 AnyTokenizer: TypeAlias = TokenizerWrapper | PreTrainedTokenizerBase
 
@@ -169,23 +160,6 @@ def load_tokenizer(folder: str | Path, stop_ids: Iterable[int] = ()) -> ChatToke
     return ChatTokenizer(tokenizer, _detokenizer_class(decoder_of(raw)), ends)
 
 
-def written_chat_template(folder: Path) -> str | dict[str, str] | None:
-    """The template that chats with the tokenizer of `folder` are written by, if it has one.
-
-    That of chat_template.jinja, else of tokenizer_config.json, else of the older
-    chat_template.json; several by name where the file has several, of which chats take "default".
-    """
-    if (file := folder / "chat_template.jinja").is_file():
-        return files.read_text(file)
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        template = settings(folder / name).get("chat_template")
-        if isinstance(template, list):
-            return {entry["name"]: entry["template"] for entry in template}
-        if template is not None:
-            return template
-    return None
-
-
 def _detokenizer_class(decoder: Any) -> Callable[..., StreamingDetokenizer]:
     """mlx-lm's choice for a tokenizer.json's `decoder`."""
     if _is_spm_decoder(decoder):
@@ -193,18 +167,6 @@ def _detokenizer_class(decoder: Any) -> Callable[..., StreamingDetokenizer]:
     if _is_spm_decoder_no_space(decoder):
         return functools.partial(SPMStreamingDetokenizer, trim_space=False)
     return BPEStreamingDetokenizer if _is_bpe_decoder(decoder) else NaiveStreamingDetokenizer
-
-
-def encode_text(tokenizer: AnyTokenizer, text: str) -> list[int]:
-    """Return the token ids of `text` as plain text: no BOS, and "<|eot|>" is just characters.
-
-    Lone surrogates, which UTF-8 cannot hold, are read as U+FFFD.
-    """
-    if not text.isascii():
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return list(
-        tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    )
 
 
 def eos_token_ids(tokenizer: AnyTokenizer) -> list[int]:

@@ -33,7 +33,14 @@ ROWS = (
         "cpu_kernel",
         "onnx_operators",
     ),
-    ("config", "config_spelling", "end_tokens", "tokenizer_config", "chat_template"),
+    (
+        "config",
+        "config_spelling",
+        "end_tokens",
+        "tokenizer_config",
+        "chat_template",
+        "jinja_template",
+    ),
     ("generation_options", "chat_commands"),
     (
         "int4",
@@ -48,6 +55,7 @@ ROWS = (
     ),
     (
         "tokenizer_file",
+        "chat_format",
         "tokenizer",
         "prompt_tokenizer",
         "checkpoint",

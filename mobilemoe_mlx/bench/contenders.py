@@ -125,6 +125,8 @@ def llama_cpp_command(
     program = sys.executable if python is None else shutil.which(python)
     if program is None:
         raise UserError(f"There is no program {python} (--llama-python).")
+    if not _is_python(program):
+        raise UserError(f"{program} is no Python (--llama-python): give one, as VENV/bin/python.")
     code = "import gguf, llama_cpp, numpy"
     found = subprocess.run([program, "-c", code], capture_output=True, text=True, check=False)
     if found.returncode:
@@ -136,6 +138,18 @@ def llama_cpp_command(
         )
     asked = {"shape": shape, "threads": threads, "context": context}
     return (program, str(_HERE / "llama_cpp_rival.py"), json.dumps(asked))
+
+
+def _is_python(program: str) -> bool:
+    """Whether it computes what Python would."""
+    command = [program, "-c", "print(6 * 7)"]
+    try:
+        found = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.stdout.strip() == b"42"
 
 
 def llama_cpp_shape(args: ModelArgs) -> dict[str, int]:

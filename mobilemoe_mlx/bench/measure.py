@@ -49,6 +49,11 @@ def bench(
     """
     args = model_args(folder)
     lengths = _lengths(prompts, args)
+    if (most := max(prompts)) > lengths[-1]:
+        say(
+            f"the model's context is {args.max_position_embeddings:,} tokens, answer included: "
+            f"{most:,} are lowered to {lengths[-1]:,}"
+        )
     if rounds < 1:
         raise UserError(f"{rounds} rounds: at least 1 is needed.")
     library.check_threads(threads)

@@ -36,7 +36,8 @@ def real_tokens(folder: Path, args: ModelArgs) -> list[int]:
     text = "\n".join(pydoc.render_doc(name, renderer=plain) for name in _MODULES)
     if not (folder / "tokenizer.json").is_file():
         return [byte % args.vocab_size for byte in text.encode()]
-    from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
+    from mobilemoe_mlx.chat_format import encode_text
+    from mobilemoe_mlx.tokenizer import load_tokenizer
 
     return [token % args.vocab_size for token in encode_text(load_tokenizer(folder), text)]
 

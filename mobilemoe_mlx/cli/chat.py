@@ -35,13 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when no message that came by a pipe was answered."""
     from mobilemoe_mlx import chat, conversation_file
-    from mobilemoe_mlx.generate import open_with_tokenizer
 
     options = generation_options(args)
     messages = [] if args.load is None else conversation_file.load(args.load)
     if messages and messages[0]["role"] == "system" and args.system is not None:
         raise UserError(f"{args.load} has a system message: leave out --system.")
-    engine, tokenizer = open_and_tell(args, open_with_tokenizer)
+    engine, tokenizer = open_and_tell(args)
     conversation = chat.Conversation(engine, tokenizer, options, args.system)
     if messages:
         conversation.load(messages)

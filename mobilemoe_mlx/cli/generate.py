@@ -6,8 +6,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.engine_arguments import add_engine_arguments, engine_options
@@ -17,9 +16,8 @@ from mobilemoe_mlx.generation_options import GenerationOptions
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.engines import Engine
-
-# An engine and its tokenizer.
-T = TypeVar("T", bound="tuple[Engine, Any]")
+    from mobilemoe_mlx.prompt_tokenizer import PromptTokenizer
+    from mobilemoe_mlx.tokenizer import ChatTokenizer
 
 EXAMPLES = (
     'mobilemoe generate runs/quickstart/training/qat/model --prompt "import os"',
@@ -113,7 +111,6 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.generate import (
         Statistics,
         encode_prompt,
-        open_for_prompts,
         stream,
         tokens_left,
     )
@@ -128,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         text = _read("-" if args.prompt_file is None else args.prompt_file)
     if not text:
         raise UserError("The prompt is empty: there is nothing to continue.")
-    engine, tokenizer = open_and_tell(args, open_for_prompts)
+    engine, tokenizer = open_and_tell(args)
     session = engine.session()
     prompt = encode_prompt(tokenizer, text)
     room = tokens_left(session, len(prompt))
@@ -152,17 +149,16 @@ def run(args: argparse.Namespace) -> None:
                 print(item.text, end="", flush=True)
 
 
-def open_and_tell(args: argparse.Namespace, open_both: Callable[..., T]) -> T:
-    """`open_both` of `args`, with word of it where standard error is a terminal.
+def open_and_tell(args: argparse.Namespace) -> tuple[Engine, PromptTokenizer | ChatTokenizer]:
+    """The engine and tokenizer of `args`, with word of it where standard error is a terminal."""
+    from mobilemoe_mlx.generate import open_for_prompts
 
-    `open_both`: `open_for_prompts` or `open_with_tokenizer` of generate.py.
-    """
     options = engine_options(args)
     if not sys.stderr.isatty():
-        return open_both(args.model, **options)
+        return open_for_prompts(args.model, **options)
     print(f"Loading {args.model} ...", file=sys.stderr)
     start = time.perf_counter()
-    both = open_both(args.model, **options)
+    both = open_for_prompts(args.model, **options)
     print(
         f"Loaded {both[0].describe()} in {time.perf_counter() - start:.1f} s.",
         file=sys.stderr,

@@ -42,7 +42,8 @@ def sequence(
         raise UserError(f"seed is {seed}; it must be a whole number, 0 or more.")
     tokens: list[int] = []
     if prompt is not None:
-        from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
+        from mobilemoe_mlx.chat_format import encode_text
+        from mobilemoe_mlx.tokenizer import load_tokenizer
 
         begin = [] if args.bos_token_id is None else [args.bos_token_id]
         tokens = begin + encode_text(load_tokenizer(folder), prompt)

@@ -171,7 +171,7 @@ def read_batches(
 
     A short text is read again from its beginning. Raises UserError for one of a single token.
     """
-    from mobilemoe_mlx.tokenizer import encode_text
+    from mobilemoe_mlx.chat_format import encode_text
 
     needed = steps * rows * (context + 1)
     tokens: list[int] = []

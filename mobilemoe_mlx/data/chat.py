@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mobilemoe_mlx.data.records import ROLES
-from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.tokenizer import (
+from mobilemoe_mlx.chat_format import (
     BEGIN_OF_TEXT,
-    EOT,
     HEADER_END,
     HEADER_START,
-    AnyTokenizer,
-    ChatTokenizer,
     encode_text,
 )
+from mobilemoe_mlx.data.records import ROLES
+from mobilemoe_mlx.end_tokens import EOT
+from mobilemoe_mlx.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # transformers is slow to import, and a chat needs it not
+    from mobilemoe_mlx.prompt_tokenizer import PromptTokenizer
+    from mobilemoe_mlx.tokenizer import AnyTokenizer, ChatTokenizer
 
 
 def encode_conversation(
-    tokenizer: AnyTokenizer,
+    tokenizer: AnyTokenizer | PromptTokenizer,
     messages: Sequence[Mapping[str, Any]],
     where: str = "The conversation",
 ) -> tuple[list[int], list[bool]]:
@@ -47,7 +49,7 @@ def encode_conversation(
     return tokens, loss
 
 
-def template_difference(tokenizer: ChatTokenizer) -> str | None:
+def template_difference(tokenizer: ChatTokenizer | PromptTokenizer) -> str | None:
     """Where the tokenizer's chat template first differs from the format of training; None: nowhere.
 
     Asked with a short conversation, with a system message and without: a template may write one of
@@ -75,7 +77,9 @@ def template_difference(tokenizer: ChatTokenizer) -> str | None:
     return None
 
 
-def _first_difference(tokenizer: ChatTokenizer, theirs: list[int], ours: list[int]) -> str | None:
+def _first_difference(
+    tokenizer: ChatTokenizer | PromptTokenizer, theirs: list[int], ours: list[int]
+) -> str | None:
     if theirs == ours:
         return None
     pairs = enumerate(zip(theirs, ours, strict=False))
@@ -112,7 +116,7 @@ def _check_messages(messages: Sequence[Mapping[str, Any]], where: str) -> None:
         raise UserError(f"{where} has no assistant turn, so there is nothing to learn from it.")
 
 
-def _control_ids(tokenizer: AnyTokenizer) -> list[int]:
+def _control_ids(tokenizer: AnyTokenizer | PromptTokenizer) -> list[int]:
     vocabulary = tokenizer.get_vocab()
     names = (BEGIN_OF_TEXT, HEADER_START, HEADER_END, EOT)
     missing = [name for name in names if name not in vocabulary]

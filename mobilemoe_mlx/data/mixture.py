@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mobilemoe_mlx.chat_format import BEGIN_OF_TEXT, encode_text
 from mobilemoe_mlx.data.chat import encode_conversation
 from mobilemoe_mlx.data.local_files import LocalRecords
 from mobilemoe_mlx.data.mixture_config import MixtureConfig
@@ -14,8 +15,9 @@ from mobilemoe_mlx.data.records import Record
 from mobilemoe_mlx.data.source_config import Format, OnBadRecord
 from mobilemoe_mlx.data.sources import Source, no_usable_record
 from mobilemoe_mlx.data.statistics import Reason, SourceStatistics
+from mobilemoe_mlx.end_tokens import END_OF_TEXT
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.tokenizer import BEGIN_OF_TEXT, END_OF_TEXT, AnyTokenizer, encode_text
+from mobilemoe_mlx.tokenizer import AnyTokenizer
 
 
 class Document(NamedTuple):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import end_tokens, files
+from mobilemoe_mlx.chat_format import written_chat_template
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.checkpoint.folder import copy_companions, published_config
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.tokenizer import written_chat_template
 from mobilemoe_mlx.tokenizer_config import plain_settings
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from mobilemoe_mlx.chat_format import encode_text
 from mobilemoe_mlx.generate import Statistics, Step, open_with_tokenizer, stream
 from mobilemoe_mlx.generation_options import GenerationOptions
-from mobilemoe_mlx.tokenizer import encode_text
 
 CODE, DOCUMENTATION, QUESTION = "code", "documentation", "question"
 

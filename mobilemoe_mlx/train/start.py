@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mobilemoe_mlx import end_tokens, files
+from mobilemoe_mlx.chat_format import CHAT_TEMPLATE
 from mobilemoe_mlx.checkpoint import hub, load_save
 from mobilemoe_mlx.checkpoint.check import open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
@@ -18,7 +19,7 @@ from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import dequantize_parameters
-from mobilemoe_mlx.tokenizer import CHAT_TEMPLATE, eos_token_ids
+from mobilemoe_mlx.tokenizer import eos_token_ids
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.recipe import STAGES, Recipe
 from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder, copy_tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mobilemoe_mlx.chat_format import encode_text
 from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.load_save import load_model, load_tensors
@@ -23,7 +24,7 @@ from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.onnx_folder.extra import need
 from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
 from mobilemoe_mlx.quantized import quantize_model
-from mobilemoe_mlx.tokenizer import encode_text, load_tokenizer
+from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.cases import CASES
 from mobilemoe_mlx.verify.greedy import compare_greedy

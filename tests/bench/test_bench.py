@@ -101,6 +101,21 @@ def test_what_is_too_slow_is_left_out(measured: Results, int4_folder: Path) -> N
     assert not found.engines[0].contexts and found.engines[0].repeated is None
 
 
+def test_a_prompt_beyond_the_context_is_lowered_and_told(
+    kernel_is_built: None, int4_folder: Path, tiny_args: ModelArgs
+) -> None:
+    said: list[str] = []
+    most, context = tiny_args.max_position_embeddings - 32, tiny_args.max_position_embeddings
+    found = bench(
+        int4_folder, ["cpu"], prompts=[10**6], rounds=1, most_seconds=0.0, say=said.append
+    )
+    assert found.engines[0].left_out == [most]
+    assert (
+        f"the model's context is {context:,} tokens, answer included: 1,000,000 are lowered to "
+        f"{most:,}"
+    ) in said
+
+
 def test_what_was_measured_once_is_measured_in_every_round(
     kernel_is_built: None, int4_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +223,11 @@ def test_rivals_that_cannot_be(
     bare = tmp_path / "python"  # without any package
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)
+    other = tmp_path / "other"  # a program that says yes to everything
+    other.write_text("#!/bin/sh\nexit 0\n")
+    other.chmod(0o755)
     for rivals, python, message in (
+        (["llama.cpp"], str(other), "other is no Python .--llama-python.: give one"),
         (["llama"], None, "no rival 'llama' .did you mean 'llama.cpp'"),
         (["llama.cpp"], "no-such-program", "no program no-such-program"),
         (["llama.cpp"], str(bare), "needs llama-cpp-python and gguf.* No module named"),

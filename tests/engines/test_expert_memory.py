@@ -46,7 +46,7 @@ def least_memory(folder: Path) -> int:
     """By the message for too little; its layers have experts of d w values, 1.6875 bytes each."""
     with pytest.raises(UserError, match="1 bytes of memory for experts are too few") as raised:
         opened(folder, expert_memory=1)
-    return int(str(raised.value).rstrip(".").split()[-1])
+    return int(str(raised.value).split()[-2])
 
 
 @pytest.mark.parametrize("precision", ["exact", "int16", "int8"])
@@ -80,6 +80,12 @@ def test_shards_and_mlx_form(int4_folder: Path, tmp_path: Path) -> None:
         engine = opened(tmp_path / name, expert_memory=20_000)
         np.testing.assert_array_equal(conversation(engine), wanted)
         assert not [tensor for tensor in engine.tensors.arrays if ".experts." in tensor]
+
+
+def test_too_little_memory_is_told_with_what_is_needed(int4_folder: Path) -> None:
+    least = least_memory(int4_folder)
+    with pytest.raises(UserError, match=f"1000 bytes .* too few: .* at least {least} bytes"):
+        opened(int4_folder, expert_memory=1000)
 
 
 def test_a_file_that_is_cut_short(int4_folder: Path, tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_the_command_line(int4_folder: Path, capsys: pytest.CaptureFixture[str])
         assert main.main([*line, *extra]) == 2
         captured = capsys.readouterr()
         assert message in captured.err and captured.out == ""
-    for size in ("some", "-5", "1e9", "5TB"):
+    for size in ("some", "-5", "1x9", "5XB"):
         with pytest.raises(SystemExit, match="2"):
             main.main([*line, f"--expert-memory={size}"])
         assert f"'{size}' is no size; write it like 500MB" in capsys.readouterr().err

@@ -26,3 +26,8 @@ def test_models(arm64_folder: Path, cpu: str, names: list[str]) -> None:
     output = kernel_programs.run([emulator, "-cpu", cpu, program])
     found = dict.fromkeys(line.split(",")[0] for line in output.splitlines())
     assert list(found) == names
+
+
+def test_experts_that_are_read(arm64_folder: Path) -> None:
+    """The program of test_kernel_sanitizers.py: the same bits as without, callbacks that fail."""
+    kernel_programs.run(emulated_arm64.build(arm64_folder, "read_experts.cpp"))

@@ -6,6 +6,7 @@
 // Without libFuzzer, -DMOBILEMOE_STANDALONE adds a main that runs a number of random inputs, for
 // compilers and sanitizers (thread) that come without one.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -142,6 +143,32 @@ void attention(Input& input, mobilemoe_runtime* runtime) {
                       nullptr);
 }
 
+// Experts that are copied when they are asked for, until that fails.
+struct ExpertReader {
+  const std::vector<mobilemoe_layer_weights>& layers;
+  int experts;
+  std::atomic<int> reads_until_failure;
+
+  static void copy(const mobilemoe_tensor& from, int expert, int experts, uint8_t* to) {
+    const size_t bytes = from.bytes / experts;
+    std::memcpy(to, static_cast<const uint8_t*>(from.data) + expert * bytes, bytes);
+  }
+  static int32_t read(void* owner, int32_t layer, int32_t expert,
+                      const mobilemoe_expert_buffers* to, char* message) {
+    auto& self = *static_cast<ExpertReader*>(owner);
+    if (self.reads_until_failure-- <= 0) {
+      std::snprintf(message, MOBILEMOE_MESSAGE_BYTES, "No more.");
+      return 1;
+    }
+    const mobilemoe_moe_weights& from = self.layers[layer].feed_forward;
+    copy(from.gate_up.codes, expert, self.experts, to->gate_up_codes);
+    copy(from.gate_up.scales, expert, self.experts, to->gate_up_scales);
+    copy(from.down.codes, expert, self.experts, to->down_codes);
+    copy(from.down.scales, expert, self.experts, to->down_scales);
+    return 0;
+  }
+};
+
 void session(Input& input, mobilemoe_runtime* runtime) {
   Buffers buffers(input);
   const mobilemoe_moe_shape shape = moe_shape(input);
@@ -174,8 +201,12 @@ void session(Input& input, mobilemoe_runtime* runtime) {
              buffers.int4(kv, d), buffers.int4(d, q),        buffers.floats(d),
              moe_weights(buffers, shape), input.number(0, 20)};
   }
+  ExpertReader reader{weights, shape.num_local_experts, {input.number(0, 100)}};
+  const mobilemoe_expert_source source{
+      ExpertReader::read, &reader,
+      mobilemoe_least_expert_memory(&config) * static_cast<size_t>(input.number(0, 4))};
   const mobilemoe_weights all{buffers.int4(vocab, d), buffers.floats(d), weights.data(),
-                              nullptr};
+                              input.byte() % 2 == 0 ? &source : nullptr};
   mobilemoe_model* model;
   if (mobilemoe_model_create(runtime, &config, &all, &model, nullptr) != MOBILEMOE_OK) return;
   const mobilemoe_session_options options{

@@ -40,7 +40,10 @@ inline void split_planes(const int16_t* q, int part, int16_t (*planes)[kWords]) 
 // int16, for tiles: of each 8 columns the pairs (0, 4), (1, 5), (2, 6), (3, 7).
 template <typename V>
 inline void order_pairs(const int16_t* q, int16_t* x) {
-  for (int i = 0; i < kGroup; ++i) x[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = q[i];
+  for (int i = 0; i < kGroup; i += 16) {
+    const __m256i words = V::load_32(q + i);
+    V::store_ints(x + i, _mm256_unpacklo_epi16(words, _mm256_unpackhi_epi64(words, words)));
+  }
 }
 
 // What unsigned codes, code + 8, add to the products of 32 values, to be taken away: of each four.

@@ -1,6 +1,6 @@
 // Attention over blocks of the cache. A template of the loops (vectors_avx2.h): queries that share a
-// key/value head use each load together. Two vectors are worked on at a time: with eight floats a
-// vector they are the 16 positions of a block, with 16 floats two blocks.
+// key/value head use each load together. Two or four vectors are worked on at a time: with eight floats a
+// vector they are the 16 positions of a block or of two, with 16 floats of two or four blocks.
 #pragma once
 
 #include "elementwise.h"
@@ -34,9 +34,11 @@ void soften(AttendTask& task) {
     const int end = task.blocks * kBlock;
     Floats largest = nothing;
     for (int p = 0; p < end; p += kLanes) {
-      const Floats seen =
-          V::select_range(V::load(weights + p), nothing, p, task.begin[i], task.end[i]);
-      V::store(weights + p, seen);
+      Floats seen = V::load(weights + p);
+      if (p < task.begin[i] || p + kLanes > task.end[i]) {
+        seen = V::select_range(seen, nothing, p, task.begin[i], task.end[i]);
+        V::store(weights + p, seen);
+      }
       largest = V::max(largest, seen);
     }
     task.largest[i] = V::largest(largest);
@@ -48,7 +50,7 @@ void soften(AttendTask& task) {
     const Floats top = V::set(task.largest[i]);
     Floats sum = V::zero();
     for (int p = 0; p < end; p += kLanes) {
-      const Floats weight = exponential<V>(V::sub(V::load(weights + p), top));
+      const Floats weight = exponential<V, true>(V::sub(V::load(weights + p), top));
       V::store(weights + p, weight);
       sum = V::add(sum, weight);
     }
@@ -61,8 +63,6 @@ template <typename V, typename T>
 class AttentionBlocks {
   using Floats = typename V::Floats;
   static constexpr int kLanes = V::kLanes;
-  static constexpr int kTogether = 2 * kLanes / kBlock;  // blocks whose scores are summed together
-  static constexpr int kSecond = kLanes % kBlock;        // where the second vector is in its block
   static constexpr int kHalvesAhead = 4;                 // of blocks: 8 kB of 64 float16 features
 
  public:
@@ -78,6 +78,34 @@ class AttentionBlocks {
   }
 
  private:
+  // That are summed together for each of some queries: 12 sums in all, for each addition waits for the
+  // one before.
+  template <int kCount>
+  static constexpr int vectors() {
+    return kCount > 3 ? 2 : 4;
+  }
+
+  // sums[i][v] += query(i) * vector(v), with the fewer of the two kept in registers.
+  template <typename Query, typename Vector, int kCount, int kVectors>
+  static void add_products(const Query& query, const Vector& vector,
+                           Floats (&sums)[kCount][kVectors]) {
+    if constexpr (kCount < kVectors) {
+      Floats q[kCount];
+      for (int i = 0; i < kCount; ++i) q[i] = query(i);
+      for (int v = 0; v < kVectors; ++v) {
+        const Floats x = vector(v);
+        for (int i = 0; i < kCount; ++i) sums[i][v] = V::fma(q[i], x, sums[i][v]);
+      }
+    } else {
+      Floats x[kVectors];
+      for (int v = 0; v < kVectors; ++v) x[v] = vector(v);
+      for (int i = 0; i < kCount; ++i) {
+        const Floats q = query(i);
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = V::fma(q, x[v], sums[i][v]);
+      }
+    }
+  }
+
   // Scales of an int8 block: of its keys, then of its values.
   static const float* scales_of(const uint8_t* block, int head_dim) {
     return reinterpret_cast<const float*>(block + kBlock * (head_dim + value_width(head_dim)));
@@ -95,36 +123,37 @@ class AttentionBlocks {
   // weights[i][p] = query i . key p, for every position of the blocks.
   template <int kCount>
   static void score(const AttendTask& task, size_t stride) {
+    constexpr int kVectors = vectors<kCount>(), kTogether = kVectors * kLanes / kBlock;
     for (int b = 0; b < task.blocks; b += kTogether) {
-      // Behind an odd last block, that block once more; its weights are not read.
-      const int second = b + kTogether - 1 < task.blocks ? b + kTogether - 1 : b;
-      const uint8_t* blocks[2] = {task.block + b * stride, task.block + second * stride};
-      const uint8_t* ahead[2] = {ahead_of(task, stride, b), ahead_of(task, stride, second)};
-      const auto* keys0 = reinterpret_cast<const T*>(blocks[0]);
-      const auto* keys1 = reinterpret_cast<const T*>(blocks[1]) + kSecond;
-      Floats sums[kCount][2];
-      for (auto& sum : sums) sum[0] = sum[1] = V::zero();
+      const uint8_t *blocks[kTogether], *ahead[kTogether];
+      for (int i = 0; i < kTogether; ++i) {
+        // Behind the last block, the first of these once more; its weights are not read.
+        const int at = b + i < task.blocks ? b + i : b;
+        blocks[i] = task.block + at * stride;
+        ahead[i] = ahead_of(task, stride, at);
+      }
+      const T* keys[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        keys[v] = reinterpret_cast<const T*>(blocks[v * kLanes / kBlock]) + v * kLanes % kBlock;
+      }
+      Floats sums[kCount][kVectors];
+      for (auto& sum : sums) {
+        for (auto& part : sum) part = V::zero();
+      }
       for (int f = 0; f < task.head_dim; ++f) {
         for (int i = 0; i < kTogether; ++i) prefetch(ahead[i] + f * kBlock * sizeof(T));
-        const Floats k0 = V::widen(keys0 + f * kBlock), k1 = V::widen(keys1 + f * kBlock);
-        for (int i = 0; i < kCount; ++i) {
-          const Floats q = V::set(task.queries[i][f]);
-          sums[i][0] = V::fma(q, k0, sums[i][0]);
-          sums[i][1] = V::fma(q, k1, sums[i][1]);
-        }
+        add_products(
+            [&](int i) { return V::set(task.queries[i][f]); },
+            [&](int v) { return V::widen(keys[v] + f * kBlock); }, sums);
       }
-      if (sizeof(T) == 1) {
-        const Floats s0 = V::load(scales_of(blocks[0], task.head_dim));
-        const Floats s1 = V::load(scales_of(blocks[1], task.head_dim) + kSecond);
-        for (auto& sum : sums) {
-          sum[0] = V::mul(sum[0], s0);
-          sum[1] = V::mul(sum[1], s1);
+      for (int v = 0; v < kVectors; ++v) {
+        float* weights = task.weights + b * kBlock + v * kLanes;
+        if (sizeof(T) == 1) {
+          const float* scales = scales_of(blocks[v * kLanes / kBlock], task.head_dim);
+          const Floats scale = V::load(scales + v * kLanes % kBlock);
+          for (int i = 0; i < kCount; ++i) sums[i][v] = V::mul(sums[i][v], scale);
         }
-      }
-      for (int i = 0; i < kCount; ++i) {
-        float* weights = task.weights + i * kChunk + b * kBlock;
-        V::store(weights, sums[i][0]);
-        V::store(weights + kLanes, sums[i][1]);
+        for (int i = 0; i < kCount; ++i) V::store(weights + i * kChunk, sums[i][v]);
       }
     }
   }
@@ -144,17 +173,9 @@ class AttentionBlocks {
       const int first = b * kBlock < begin ? begin - b * kBlock : 0;
       const int last = end - b * kBlock < kBlock ? end - b * kBlock : kBlock;
       for (int p = first; p < last; ++p) {
-        Floats v[kVectors];
-        for (int part = 0; part < kVectors; ++part) {
-          v[part] = V::widen(values + p * width + part * kLanes);
-        }
         prefetch(ahead + p * width * sizeof(T));
-        for (int i = 0; i < kCount; ++i) {
-          const Floats weight = V::set(task.weights[i * kChunk + b * kBlock + p]);
-          for (int part = 0; part < kVectors; ++part) {
-            sums[i][part] = V::fma(weight, v[part], sums[i][part]);
-          }
-        }
+        add_products([&](int i) { return V::set(task.weights[i * kChunk + b * kBlock + p]); },
+                     [&](int v) { return V::widen(values + p * width + v * kLanes); }, sums);
       }
     }
     for (int i = 0; i < kCount; ++i) {
@@ -166,10 +187,11 @@ class AttentionBlocks {
 
   template <int kCount>
   static void mix(const AttendTask& task, size_t stride, int begin, int end) {
+    constexpr int kVectors = vectors<kCount>();
     const int width = value_width(task.head_dim);
     int f = 0;
-    for (; f + 2 * kLanes <= width; f += 2 * kLanes) {
-      mix_features<kCount, 2>(task, stride, begin, end, f);
+    for (; f + kVectors * kLanes <= width; f += kVectors * kLanes) {
+      mix_features<kCount, kVectors>(task, stride, begin, end, f);
     }
     for (; f < width; f += kLanes) mix_features<kCount, 1>(task, stride, begin, end, f);
   }

@@ -6,12 +6,13 @@
 namespace mobilemoe {
 
 // exp(x): 2^n times a polynomial in the rest (Cephes' coefficients), relative error 2e-7; 0 below
-// -87.3 and at most exp(88.7).
-template <typename V>
+// -87.3 and at most exp(88.7). kNotAbove0: x is not above 0, so that 2^n is a normal number.
+template <typename V, bool kNotAbove0 = false>
 inline typename V::Floats exponential(typename V::Floats x) {
   using Floats = typename V::Floats;
   constexpr float kLow = -87.336544f, kHigh = 88.72283f;
-  const Floats inside = V::min(V::set(kHigh), V::max(V::set(kLow), x));
+  Floats inside = V::max(V::set(kLow), x);
+  if (!kNotAbove0) inside = V::min(V::set(kHigh), inside);
   const typename V::Ints n = V::round(V::mul(inside, V::set(1.44269504f)));
   Floats r = V::fnma(V::to_floats(n), V::set(0.693359375f), inside);
   r = V::fnma(V::to_floats(n), V::set(-2.12194440e-4f), r);
@@ -22,7 +23,8 @@ inline typename V::Floats exponential(typename V::Floats x) {
   p = V::fma(p, r, V::set(1.6666665459e-1f));
   p = V::fma(p, r, V::set(5.0000001201e-1f));
   p = V::add(V::fma(V::mul(r, r), p, r), V::set(1.0f));
-  return V::zero_below(V::times_power_of_two(p, n), x, kLow);
+  p = kNotAbove0 ? V::times_normal_power_of_two(p, n) : V::times_power_of_two(p, n);
+  return V::zero_below(p, x, kLow);
 }
 
 // Kernels::rms_norm.

@@ -6,9 +6,10 @@
 // rounded again ("folded"), and multiplied with the panels.
 //
 // Tile, besides what linear_many.h names:
-//   kFolded                    tokens that are folded together
-//   kFoldLanes                 blocks of 32 inputs that are folded together, a multiple of kLanes
-//   ratios(...), fold(...)     of kFoldLanes blocks, see fold_avx2.h
+//   kFolded                    tokens that are folded before they are multiplied
+//   kFoldLanes, kFoldTokens    blocks of 32 inputs that are folded together, a multiple of kLanes; and
+//                              tokens
+//   ratios(...), fold<n>(...)  of kFoldLanes blocks and n tokens, see fold_avx2.h
 //   fill_expert(codes, row_bytes, part, to)   unpacks 32 rows of outputs kOutputs * part on
 //   store_outputs(sums, y)     kOutputs sums, back into the order of the columns
 #pragma once
@@ -91,8 +92,8 @@ class ExpertMany {
       fill(task, g, s);
       for (int first = 0; first < task.count; first += Tile::kFolded) {
         const int folded = task.count - first < Tile::kFolded ? task.count - first : Tile::kFolded;
-        for (int i = 0; i < folded; ++i) {
-          fold(task.prepared + task.rows[first + i] * task.prepared_stride, task.inputs, i, s);
+        for (int i = 0; i < folded; i += Tile::kFoldTokens) {
+          fold(task, first + i, folded - i, i, s);
         }
         for (int part = 0; part < kParts; ++part) {
           const TilePanel panel(s.panels + part * TilePanel::bytes(task.inputs), task.inputs);
@@ -114,42 +115,48 @@ class ExpertMany {
 
  private:
   static void fill(const ExpertTask& task, int g, const Scratch& s) {
-    const size_t row_groups = task.outputs / kGroup;
-    const uint8_t* codes = task.codes + static_cast<size_t>(g) * (kGroup / 2);
+    const size_t row_groups = task.outputs / kGroup, row_bytes = row_groups * (kGroup / 2);
+    const size_t offset = static_cast<size_t>(g) * (kGroup / 2);  // within a row
+    // Behind a row's last line, the first ones of the next expert.
+    const bool last = offset + kLine >= row_bytes && task.next_codes != nullptr;
+    const uint8_t* ahead = last ? task.next_codes : task.codes + offset + kLine;
     for (int block = 0; block < task.inputs / kGroup; ++block) {
-      const uint8_t* at = codes + block * kGroup * row_groups * (kGroup / 2);
+      const size_t at = block * kGroup * row_bytes;
       for (int part = 0; part < kParts; ++part) {
         const TilePanel panel(s.panels + part * TilePanel::bytes(task.inputs), task.inputs);
-        Tile::fill_expert(at, row_groups * (kGroup / 2), part,
+        Tile::fill_expert(task.codes + at + offset, row_bytes, part,
                           panel.codes + static_cast<size_t>(block) * kGroup * Tile::kOutputs);
       }
-      // The following groups of the same rows, which lie a row apart: no hardware finds them.
-      if (g * (kGroup / 2) % kLine == 0) {
-        for (int r = 0; r < kGroup; ++r) prefetch(at + r * row_groups * (kGroup / 2) + kLine);
+      // These lines lie a row apart: no hardware finds them.
+      if (offset % kLine == 0) {
+        for (int r = 0; r < kGroup; ++r) prefetch(ahead + at + r * row_bytes);
       }
     }
-    for (size_t block = 0; block < s.blocks; block += kFoldLanes) fill_ratios(task, g, block, s);
-  }
-
-  // kFoldLanes blocks.
-  static void fill_ratios(const ExpertTask& task, int g, size_t first, const Scratch& s) {
-    const size_t row_groups = task.outputs / kGroup;
-    const size_t blocks = task.inputs / kGroup - first;
-    uint16_t scales[kGroup][kFoldLanes] = {};
-    for (size_t lane = 0; lane < blocks && lane < kFoldLanes; ++lane) {
-      const uint8_t* at = task.scales + ((first + lane) * kGroup * row_groups + g) * 2;
-      for (int r = 0; r < kGroup; ++r) scales[r][lane] = load<uint16_t>(at + r * row_groups * 2);
+    const uint8_t* scales = task.scales + static_cast<size_t>(g) * 2;
+    const int blocks = task.inputs / kGroup;
+    for (int block = 0; block < blocks; block += kFoldLanes) {
+      Tile::ratios(scales + block * kGroup * row_groups * 2, row_groups * 2, blocks - block,
+                   s.largest + block, s.ratios + block * kGroup);
     }
-    Tile::ratios(scales, s.largest + first, s.ratios + first * kGroup);
   }
 
-  static void fold(const uint8_t* prepared, int inputs, int token, const Scratch& s) {
-    const auto* words = reinterpret_cast<const int16_t*>(prepared);
-    const auto* steps = reinterpret_cast<const float*>(words + padded(inputs) * kGroup);
+  // `count` tokens, which become those of `s` from `to` on; at the end fewer than kFoldTokens.
+  template <int kCount = Tile::kFoldTokens>
+  static void fold(const ExpertTask& task, int first, int count, int to, const Scratch& s) {
+    if constexpr (kCount > 1) {
+      if (count < kCount) return fold<kCount - 1>(task, first, count, to, s);
+    }
     for (size_t block = 0; block < s.blocks; block += kFoldLanes) {
-      const size_t at = token * s.blocks + block;
-      Tile::fold(words + block * kGroup, steps + block, s.ratios + block * kGroup,
-                 s.largest + block, s.x + at * kGroup, s.steps + at, s.initial + at);
+      FoldedToken<Value> tokens[kCount];
+      for (int i = 0; i < kCount; ++i) {
+        const auto* words = reinterpret_cast<const int16_t*>(
+            task.prepared + task.rows[first + i] * task.prepared_stride);
+        const auto* steps = reinterpret_cast<const float*>(words + s.blocks * kGroup);
+        const size_t at = (to + i) * s.blocks + block;
+        tokens[i] = {words + block * kGroup, steps + block, s.x + at * kGroup, s.steps + at,
+                     s.initial + at};
+      }
+      Tile::template fold<kCount>(tokens, s.ratios + block * kGroup, s.largest + block);
     }
   }
 };

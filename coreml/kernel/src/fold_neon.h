@@ -13,13 +13,15 @@ namespace mobilemoe {
 // Words times ratios over 2^15 stay within two bytes.
 constexpr float kFullRatio = kTwoByteLimit;
 
-// float16 scales [32] to ratios to the largest.
+// float16 scales of 32 rows of `row_bytes` to ratios to the largest.
 template <typename V>
-inline void fold_ratios(const uint16_t (*scales)[1], float* largest, int16_t* ratios) {
+inline void fold_ratios(const uint8_t* scales, size_t row_bytes, float* largest, int16_t* ratios) {
+  uint16_t halves[kGroup];
+  for (int i = 0; i < kGroup; ++i) halves[i] = load<uint16_t>(scales + i * row_bytes);
   float all[kGroup];
   typename V::Floats most = V::zero();
   for (int i = 0; i < kGroup; i += 8) {
-    const typename V::Floats eight = V::widen(scales[i]);
+    const typename V::Floats eight = V::widen(halves + i);
     V::store(all + i, eight);
     most = V::max(most, eight);
   }

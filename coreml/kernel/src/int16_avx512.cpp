@@ -136,9 +136,10 @@ struct TileInt16 : Tile<int16_t, int16_t> {
     }
   }
 
-  static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, int16_t* x, float* new_steps, int32_t*) {
-    avx2::fold_int16(words, steps, ratios, largest, x, new_steps);
+  template <int kCount>
+  static void fold(const FoldedToken<int16_t>* tokens, const int16_t* ratios,
+                   const float* largest) {
+    avx2::fold_int16<kCount>(tokens, ratios, largest);
   }
 
   template <int kCount, bool kScaled>

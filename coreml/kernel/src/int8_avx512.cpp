@@ -144,11 +144,16 @@ struct TileInt8 : Tile<int8_t, uint8_t> {
     }
   }
 
-  static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, int8_t* x, float* new_steps, int32_t* initial) {
-    const __m256i sums = avx2::fold_int8(words, steps, ratios, largest, x, new_steps);
-    Avx2::store_ints(initial, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums)));
-    Avx2::store_ints(initial + 8, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1)));
+  template <int kCount>
+  static void fold(const FoldedToken<int8_t>* tokens, const int16_t* ratios,
+                   const float* largest) {
+    __m256i sums[kCount];
+    avx2::fold_int8<kCount>(tokens, ratios, largest, sums);
+    for (int t = 0; t < kCount; ++t) {
+      Avx2::store_ints(tokens[t].initial, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums[t])));
+      Avx2::store_ints(tokens[t].initial + 8,
+                       _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums[t], 1)));
+    }
   }
 
   template <int kCount, bool kScaled>

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "prefetch.h"
 #include "rounding.h"
 #include "tile_token.h"
 
@@ -117,11 +118,12 @@ class LinearMany {
   static void fill(const LinearTask& task, int row,
                    const Panel<typename Tile::Code, Tile::kOutputs>& panel) {
     const int groups = task.columns / kGroup;
+    const size_t row_bytes = static_cast<size_t>(groups) * (kGroup / 2);
     const uint8_t* codes[Tile::kOutputs];
     const uint8_t* scales[Tile::kOutputs];
     for (int r = 0; r < Tile::kOutputs; ++r) {
       const size_t index = row + r < task.end ? row + r : task.end - 1;
-      codes[r] = task.codes + index * groups * (kGroup / 2);
+      codes[r] = task.codes + index * row_bytes;
       scales[r] = task.scales + index * groups * 2;
     }
     for (int g = 0; g < groups; ++g) {
@@ -129,6 +131,9 @@ class LinearMany {
                         panel.codes + static_cast<size_t>(g) * kGroup * Tile::kOutputs);
       for (int r = 0; r < Tile::kOutputs; ++r) {
         panel.scales[g * Tile::kOutputs + r] = Tile::V::scale_of(scales[r] + g * 2);
+        // The rows behind these, which the next task most often has.
+        const uint8_t* next = codes[r] + g * (kGroup / 2) + Tile::kOutputs * row_bytes;
+        if (g * (kGroup / 2) % kLine == 0) prefetch(next);
       }
     }
   }

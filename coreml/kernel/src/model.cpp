@@ -74,7 +74,7 @@ Status check_expert_source(const mobilemoe_config& config, const mobilemoe_exper
   const size_t least = ExpertCache::least_bytes(moe_shape(config));
   if (source.memory_bytes < least) {
     return fail(error, MOBILEMOE_BAD_ARGUMENT,
-                "%zu bytes of memory for experts are too few: this model needs %zu.",
+                "%zu bytes of memory for experts are too few: this model needs at least %zu bytes.",
                 source.memory_bytes, least);
   }
   return MOBILEMOE_OK;

@@ -15,10 +15,12 @@ struct Tile {
   using Value = ValueOf;
   using Code = CodeOf;
   static constexpr int kTokens = 6, kOutputs = 32, kFolded = 6;
-  static constexpr int kLanes = 8, kFoldLanes = avx2::kFoldLanes;
+  static constexpr int kLanes = 8, kFoldLanes = avx2::kFoldLanes,
+                       kFoldTokens = avx2::kFoldTokens;
 
-  static void ratios(const uint16_t (*scales)[kFoldLanes], float* largest, int16_t* ratios) {
-    avx2::fold_ratios(scales, largest, ratios);
+  static void ratios(const uint8_t* scales, size_t row_bytes, int blocks, float* largest,
+                     int16_t* ratios) {
+    avx2::fold_ratios(scales, row_bytes, blocks, largest, ratios);
   }
 
   static void store_outputs(const float* sums, float* y) { store_columns(sums, y); }

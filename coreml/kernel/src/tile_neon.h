@@ -16,7 +16,8 @@ struct TileNeon {
   using Value = std::conditional_t<kBytes == 1, int8_t, int16_t>;
   using Code = int8_t;
   static constexpr float kLimit = byte_limit<kBytes>();
-  static constexpr int kTokens = 4, kOutputs = 16, kFolded = 16, kLanes = 1, kFoldLanes = 1;
+  static constexpr int kTokens = 4, kOutputs = 16, kFolded = 16, kLanes = 1, kFoldLanes = 1,
+                       kFoldTokens = 1;
 
   static void order(const int16_t* q, Value* x) {
     split_bytes<kBytes>(q, reinterpret_cast<int8_t*>(x));
@@ -24,12 +25,14 @@ struct TileNeon {
   static int32_t initial(const int16_t*) { return 0; }
   static void store_outputs(const float* sums, float* y) { V::store_columns(sums, sums + 8, y); }
 
-  static void ratios(const uint16_t (*scales)[1], float* largest, int16_t* ratios) {
-    fold_ratios<V>(scales, largest, ratios);
+  static void ratios(const uint8_t* scales, size_t row_bytes, int, float* largest,
+                     int16_t* ratios) {
+    fold_ratios<V>(scales, row_bytes, largest, ratios);
   }
-  static void fold(const int16_t* words, const float* steps, const int16_t* ratios,
-                   const float* largest, Value* x, float* new_steps, int32_t*) {
-    fold_block<V, kBytes>(words, *steps, ratios, *largest, reinterpret_cast<int8_t*>(x), new_steps);
+  template <int kCount>
+  static void fold(const FoldedToken<Value>* token, const int16_t* ratios, const float* largest) {
+    fold_block<V, kBytes>(token->words, *token->steps, ratios, *largest,
+                          reinterpret_cast<int8_t*>(token->x), token->new_steps);
   }
 
  protected:

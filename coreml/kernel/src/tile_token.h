@@ -21,6 +21,16 @@ struct TileToken {
   }
 };
 
+// Some blocks of a token that are folded: what they were and what they become (expert_many.h).
+template <typename Value>
+struct FoldedToken {
+  const int16_t* words;
+  const float* steps;
+  Value* x;
+  float* new_steps;
+  int32_t* initial;
+};
+
 template <int kLanes>
 inline int padded_blocks(int blocks) {
   return (blocks + kLanes - 1) / kLanes * kLanes;

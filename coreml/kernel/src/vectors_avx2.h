@@ -123,6 +123,11 @@ struct Avx2 {
     return _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)),
                          _mm256_castsi256_ps(second));
   }
+  // For -126 <= n <= 127.
+  static Floats times_normal_power_of_two(Floats x, Ints n) {
+    const Ints power = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(power));
+  }
 
   static Floats widen(const float* x) { return _mm256_loadu_ps(x); }
   static Floats widen(const uint16_t* x) {  // float16

@@ -60,6 +60,7 @@ struct Sixteen {
   static Floats times_power_of_two(Floats x, Ints n) {
     return _mm512_scalef_ps(x, _mm512_cvtepi32_ps(n));
   }
+  static Floats times_normal_power_of_two(Floats x, Ints n) { return times_power_of_two(x, n); }
   static Floats zero_below(Floats x, Floats condition, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, set(limit), _CMP_NLT_UQ), x);
   }

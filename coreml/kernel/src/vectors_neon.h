@@ -123,6 +123,15 @@ struct Neon {
     }
     return y;
   }
+  // For -126 <= n <= 127.
+  static Floats times_normal_power_of_two(Floats x, Ints n) {
+    Floats y;
+    for (int i = 0; i < 2; ++i) {
+      const int32x4_t power = vshlq_n_s32(vaddq_s32(n.val[i], vdupq_n_s32(127)), 23);
+      y.val[i] = vmulq_f32(x.val[i], vreinterpretq_f32_s32(power));
+    }
+    return y;
+  }
 
   static Floats widen(const float* x) { return load(x); }
   static Floats widen(const uint16_t* x) {  // float16
