@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.finetune.run import FinetuneOptions, finetune
 from mobilemoe_mlx.model import Model
+from mobilemoe_mlx.train.recipe import load_recipe
+from mobilemoe_mlx.train.run import train
+from mobilemoe_mlx.train.run_info import describe_run
 
 DENSE: dict[str, Any] = {
     "num_local_experts": 0,
@@ -97,6 +101,23 @@ def test_gradients(args: ModelArgs) -> None:
 
 def flat(model: Model) -> Any:
     return tree_flatten(model.parameters())
+
+
+@pytest.mark.usefixtures("datasets_cache")
+def test_all_stages_train_them(args: ModelArgs, recipe_path: Path, tmp_path: Path) -> None:
+    """From random weights to INT4 by QAT, layers computed again for their gradients."""
+    sizes = ("num_local_experts", "num_experts_per_tok", "intermediate_size")
+    changes = {name: getattr(args, name) for name in (*sizes, "intermediate_size_mlp")}
+    overrides = [f"model.{name}={value}" for name, value in changes.items()]
+    recipe = load_recipe(recipe_path, [*overrides, "compute.activation_checkpointing=true"])
+    folder = train(recipe, tmp_path / "run", say=lambda _: None)
+    after = [
+        stage.heldout[-1][1] for stage in describe_run(tmp_path / "run").stages if stage.heldout
+    ]
+    assert len(after) == 3 and all(loss < math.log(480) for loss in after)
+    trained = load_model(folder).args
+    assert trained.quantized and changes.items() <= vars(trained).items()
+    assert load_torch_model(folder)(torch.tensor(TOKENS[None])).logits.isfinite().all()
 
 
 def test_a_saved_model_is_loaded_and_counted(args: ModelArgs, tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def fit(
     measured = np.array([row.loss for row in rows])
     if predicted is None:
         raise UserError(
-            f"The fit of the form '{form}' ends where its law has no numbers: losses from "
-            f"{measured.min():.4g} to {measured.max():.4g} nats per token are not those of one law."
+            f"The fit of the form '{form}' runs off to coefficients beyond numbers: these rows, "
+            f"with losses from {measured.min():.4g} to {measured.max():.4g}, do not bear it."
         )
     squared = float(np.mean((np.log(predicted) - np.log(measured)) ** 2))
     law = dataclasses.replace(law, rmse=float(np.sqrt(np.mean((predicted - measured) ** 2))))

@@ -13,7 +13,7 @@ from mobilemoe_mlx.scaling.law import Law
 from mobilemoe_mlx.scaling.pictures import figure_of, png_of
 from mobilemoe_mlx.scaling.results import Row
 
-_NEAR = 1.3  # training FLOPs within this factor count as equal in a picture of measured points
+_NEAR = 1.5  # runs within this factor of some training FLOPs are drawn at them
 
 
 def of_rows(every: Sequence[Row], fitted: Sequence[Row], law: Law) -> dict[str, bytes]:
@@ -28,7 +28,10 @@ def of_rows(every: Sequence[Row], fitted: Sequence[Row], law: Law) -> dict[str, 
 
 
 def iso_flop(rows: Sequence[Row], law: Law) -> bytes | None:
-    """Loss over active parameters at equal 6 N D, the law's curves and the measured points."""
+    """Loss over active parameters at equal 6 N D, the law's curves and the measured points.
+
+    No run has exactly those FLOPs: each point is moved to them along the law.
+    """
     active, tokens = ([getattr(row, name) for row in rows] for name in ("active", "tokens"))
     middle = 6 * math.sqrt(min(active) * max(active) * min(tokens) * max(tokens))
     budgets = [
@@ -44,12 +47,15 @@ def iso_flop(rows: Sequence[Row], law: Law) -> bytes | None:
         for each, points in _grouped(_near(rows, flops), lambda row: row.experts).items():
             curve = law.loss(sizes, flops / (6 * sizes), each)
             (line,) = panel.plot(sizes / 1e3, curve, label=f"E = {each:g}")
-            x = [point.active / 1e3 for point in points]
-            panel.plot(x, [point.loss for point in points], "o", color=line.get_color())
+            x = np.array([point.active for point in points])
+            had = law.loss(x, np.array([point.tokens for point in points]), each)
+            moved = law.loss(x, flops / (6 * x), each) - had
+            y = np.array([point.loss for point in points]) + moved
+            panel.plot(x / 1e3, y, "o", color=line.get_color())
         panel.set_xscale("log")
         panel.set_xlabel("active parameters, thousands")
         panel.set_ylabel("held-out loss, nats per token")
-        panel.set_title(f"about {flops:.1e} training FLOPs (line: the law)")
+        panel.set_title(f"{flops:.1e} training FLOPs, points moved along the law", fontsize=9)
     return png_of(figure, panels)
 
 
@@ -101,7 +107,9 @@ def sweet_spot(rows: Sequence[Row]) -> bytes | None:
     for (line, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             best = "*" if value == np.nanmin(grid) else ""
-            panel.text(column, line, f"{value:.3f}{best}", ha="center", va="center", fontsize=8)
+            dark = value > (np.nanmin(grid) + np.nanmax(grid)) / 2
+            style = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
+            panel.text(column, line, f"{value:.3f}{best}", fontsize=8, **style)
     labels = [f"{g:g}{', shared' if shared else ''}" for g, shared in columns]
     panel.set_xticks(range(len(columns)), labels)
     panel.set_yticks(range(len(lines)), [f"{e:g}" for e in lines])

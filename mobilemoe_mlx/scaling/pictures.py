@@ -120,7 +120,9 @@ def sweet_spot(bounds: Bounds, law: Law, tokens: float) -> bytes:
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             best = "*" if value == np.nanmin(grid) else ""
-            panels[0].text(column, row, f"{value:.4f}{best}", ha="center", va="center", fontsize=8)
+            dark = value > (np.nanmin(grid) + np.nanmax(grid)) / 2
+            style = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
+            panels[0].text(column, row, f"{value:.4f}{best}", fontsize=8, **style)
     panels[0].set_xticks(range(len(space.granularities)), [str(g) for g in space.granularities])
     panels[0].set_yticks(range(len(experts)), [str(e) for e in experts])
     panels[0].set_xlabel("g, granularity")

@@ -232,6 +232,8 @@ class Trainer:
     def _sum(self, values: Sequence[Any] | mx.array) -> mx.array:
         """Elementwise sum over the processes, float32."""
         array = values if isinstance(values, mx.array) else mx.stack([mx.array(v) for v in values])
+        if not array.size:  # expert counts of a dense model
+            return array
         return mx.distributed.all_sum(array.astype(mx.float32), group=self.group)
 
 

@@ -68,6 +68,27 @@ def test_fit_and_what_is_done_with_it(
     assert "lies outside" in scale(capsys, "predict --active 3e9 --tokens 5e11 --law fit.json")
 
 
+def test_the_sweep_of_the_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are fitted, drawn and asked; what is not alike is not mixed in silence."""
+    monkeypatch.chdir(tmp_path)
+    rows = Path(__file__).parents[2] / "docs" / "data" / "sweep.jsonl"
+    line = f"fit {rows} --bootstrap 4 --form dense"
+    text = scale(capsys, f"{line} --g 8 --shared yes --json fit.json --pictures drawn")
+    assert "fitted as if these were alike" not in text
+    assert {path.stem for path in (tmp_path / "drawn").iterdir() if is_png(path)} == {
+        "predicted-against-measured",
+        "residuals",
+        "measured-iso-flop",
+        "measured-loss-against-memory",
+        "measured-sweet-spot",
+    }
+    assert "fitted as if these were alike" in scale(capsys, line)
+    asked = record(capsys, "predict --active 150k --tokens 200k --law fit.json")
+    assert 3 < asked["loss"] < 4 and asked["warnings"] == []
+
+
 def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(record(capsys, "compare")["models"]) == 8
     assert "OLMoE-1B-7B" in scale(capsys, "compare --context 1024")
@@ -109,6 +130,8 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("fit runs.jsonl --bootstrap -1", "bootstrap is -1"),
         ("fit runs.jsonl --form joined", "no form 'joined' (did you mean 'joint'?)"),
         ("compare --context 9000", "takes 1 to 4096"),
+        ("fit runs.jsonl --g 4", "there are g = 8 with a shared expert"),
+        ("sweep nowhere.toml", "nowhere.toml"),
     ],
 )
 def test_mistakes_are_told(

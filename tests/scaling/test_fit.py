@@ -128,7 +128,7 @@ def test_rows_that_do_not_allow_a_fit(given: list[Row], form: str, told: str) ->
     ("loss", "told"),
     [
         (lambda row, draw: 3.0, "All 90 rows have the loss 3: nothing to fit"),
-        (lambda row, draw: 10 ** draw(-3, 1.3), "are not those of one law|no more than their mean"),
+        (lambda row, draw: 10 ** draw(-3, 1.3), "do not bear it|no more than their mean"),
         (lambda row, draw: 20 if row.active == 3e8 else 1e-3, "alpha = .* exponents that large"),
         (lambda row, draw: 1 + row.tokens / 1e11, "loss rises with more tokens at 90 of 90 rows"),
         (lambda row, draw: 3 + draw(0, 1e-3), "no more than their mean"),

@@ -81,14 +81,18 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join([_text(fitted, others), *said, *record["pictures"]]))
 
 
+def _coefficient(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.1e}"
+
+
 def _text(fitted: Fit, others: dict[str, Fit | str]) -> str:
     from mobilemoe_mlx.scaling.fit import COEFFICIENTS
 
     rows = [["", "fitted", "95 % of the bootstrap"]]
     for name in COEFFICIENTS:
         ends = fitted.intervals.get(name)  # none without a bootstrap
-        interval = "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
-        rows.append([name, f"{getattr(fitted.law, name):.4f}", interval])
+        interval = "-" if ends is None else " to ".join(map(_coefficient, ends))
+        rows.append([name, _coefficient(getattr(fitted.law, name)), interval])
     lines = [f"{fitted.rows} rows, form '{fitted.form}'.", text_table.columns(rows), ""]
     forms = [["form", "RMSE", "held out", "BIC"]]
     for name, each in others.items():

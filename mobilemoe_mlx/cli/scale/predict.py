@@ -50,8 +50,11 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.scaling.law import PAPER, read_law
 
     law = read_law(args.law) if args.law else PAPER
-    for name, number in (("--active", args.active), ("--tokens", args.tokens)):
-        if 0 < number < _LEAST:
+    for name, number, (least, _) in (
+        ("--active", args.active, law.fitted_on.active),
+        ("--tokens", args.tokens, law.fitted_on.tokens),
+    ):
+        if 0 < number < min(_LEAST, least / 10):  # a law of small models may be asked for such
             raise UserError(f"{name} {number:g} is below a million: give plain counts, as 300M.")
     at = (args.active, args.tokens, args.experts)
     by_size, by_data = law.terms(*at)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "train a grid of small models at equal active parameters, a row of results each"
 
-EXAMPLES: tuple[str, ...] = ()  # half an hour of training; docs/scaling.md has them
+EXAMPLES: tuple[str, ...] = ()  # minutes of training; docs/scaling.md has them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
