@@ -20,9 +20,9 @@ ACCURACY_LEVELS: tuple[AccuracyLevel, ...] = typing.get_args(AccuracyLevel)
 Activations = Literal["float32", "float16"]
 ACTIVATIONS: tuple[Activations, ...] = typing.get_args(Activations)
 
-# The first ONNX Runtime with every operator of a form: `GatherBlockQuantized` of bytes came in
-# 1.22, `QMoE` with weights of the router in 1.32.
-OLDEST_RUNTIME: dict[Form, str] = {"fused": "1.22", "portable": "1.22", "qmoe": "1.32"}
+# The first ONNX Runtime with every operator of a form: `GatherBlockQuantized` of two codes a byte
+# came in 1.23, `QMoE` with weights of the router in 1.32. `fused` was tried with none before 1.22.
+OLDEST_RUNTIME: dict[Form, str] = {"fused": "1.22", "portable": "1.23", "qmoe": "1.32"}
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_the_engine_opens_any_form_and_says_what_it_is(
     assert (record["form"], record["nodes"]["QMoE"], record["problems"]) == ("qmoe", 3, [])
     assert 0.01 < record["added_error"]["logits_median"] < 1
     assert main(["info", str(folder)]) == 0
-    assert "1.22 and later" in capsys.readouterr().out
+    assert "1.23 and later" in capsys.readouterr().out
 
 
 def other_logits(session: Any, tokens: list[int], last: int) -> np.ndarray:
@@ -210,9 +210,9 @@ def test_what_is_missing_or_too_old_is_one_sentence(
         assert "\n" not in str(caught.value)
 
     with monkeypatch.context() as patch:
-        patch.setattr("onnxruntime.__version__", "1.21.1")
+        patch.setattr("onnxruntime.__version__", "1.22.1")
         folder = exported("portable")
-        refused("needs ONNX Runtime 1.22 or later, and 1.21.1", lambda: open_engine(folder))
+        refused("needs ONNX Runtime 1.23 or later, and 1.22.1", lambda: open_engine(folder))
     with monkeypatch.context() as patch:
         patch.setattr(onnx_operators, "_PATH", tmp_path / "none.so")
         refused(
