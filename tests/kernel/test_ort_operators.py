@@ -16,7 +16,7 @@ from test_kernel_golden import LIMIT, Golden
 from test_kernel_operators import LIMITS, moe_weights
 
 # Batches and tokens: one token, odd numbers around what tasks and tiles hold, more than a block.
-SHAPES = [(1, 1), (1, 2), (2, 3), (1, 31), (3, 11), (1, 33), (2, 300)]
+SHAPES = [(1, 1), (1, 2), (2, 3), (1, 31), (3, 11), (1, 33)]
 
 
 @pytest.mark.parametrize("precision", LIMITS)
@@ -27,7 +27,7 @@ def test_moe(library: Library, backend: Host | Runtime, precision: str) -> None:
     m = reference.random_moe(rng, d, w, shared, experts)
     norm = (1 + 0.1 * rng.standard_normal(d)).astype(np.float32)
     node = moe_node(m, norm, slots, precision=precision)
-    for batch, tokens in SHAPES[:-1] if isinstance(backend, Host) else SHAPES:
+    for batch, tokens in SHAPES[::2] if isinstance(backend, Host) else (*SHAPES, (2, 300)):
         x = activations(rng, batch * tokens, d)
         (y,) = backend.run(node, {"x": x.reshape(batch, tokens, d)})
         assert y.shape == (batch, tokens, d)
