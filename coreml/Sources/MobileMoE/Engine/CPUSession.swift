@@ -91,6 +91,7 @@ public final class CPUSession: ModelSession {
     }
 
     private func compute(_ tokens: [Int], _ allLogits: Bool) throws -> [Float] {
+        defer { leaveKernel() }
         try checkTokens(
             tokens, vocabularySize: vocabularySize, position: position, context: context)
         for map in weights.maps.values { try map.check() }
@@ -116,6 +117,15 @@ public final class CPUSession: ModelSession {
         try call.withLock {
             if case .running(true, _) = $0 { throw CancellationError() }
             $0 = .running(isCancelled: false, inKernel: true)
+        }
+    }
+
+    /// A cancellation from now on is none of the kernel's. The caller takes this lock before it looks at
+    /// the scores: so they are seen to be written before.
+    private func leaveKernel() {
+        call.withLock {
+            guard case .running(let isCancelled, _) = $0 else { return }
+            $0 = .running(isCancelled: isCancelled, inKernel: false)
         }
     }
 
