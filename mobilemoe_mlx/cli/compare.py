@@ -16,10 +16,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 EXAMPLES = (
-    "mobilemoe compare runs/quickstart/training/qat/model",
     'mobilemoe compare runs/quickstart/training/qat/model --prompt "import os" --output '
     "runs/compare",
-    "mobilemoe compare runs/quickstart/training/sft/model --dtype bfloat16 --torch-dtype float32",
     "mobilemoe compare runs/quickstart/training/sft/model --backward --tokens 64",
     "mobilemoe compare runs/quickstart/training/sft/model --train-steps 3 --data README.md",
 )

@@ -386,7 +386,14 @@ def test_kill_9_at_any_moment(recipe_path, uninterrupted, cache, tmp_path):
 
     def steps(stage: str, count: int) -> Callable[[], bool]:
         file = run / stage / "metrics.jsonl"
-        return lambda: file.exists() and file.read_bytes().count(b"\n") > count
+
+        def reached() -> bool:
+            try:
+                return file.read_bytes().count(b"\n") > count
+            except FileNotFoundError:  # not begun, or a fresh start removes it just now
+                return False
+
+        return reached
 
     moments: list[tuple[Callable[[], bool], float]] = [
         (run.exists, 0.05 * rng.random()),
