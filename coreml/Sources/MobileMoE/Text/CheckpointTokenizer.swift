@@ -7,7 +7,7 @@ public final class CheckpointTokenizer: Tokenizer {
     public let endOfAnswer: Set<Int>
 
     private let file: TokenizerFile
-    private let beginningName: String?
+    private let names: [String: String]
     private let template: ChatTemplate?
 
     /// Reads the tokenizer of `folder`.
@@ -33,12 +33,18 @@ public final class CheckpointTokenizer: Tokenizer {
         let file = try TokenizerFile("\(path)/tokenizer.json", vocabularySize: vocabularySize)
         let names = try SpecialTokenNames(folder: path)
         self.file = file
-        beginningName = names.byRole["bos_token"]
-        beginning = beginningName.flatMap(file.id(named:))
-        template = try ChatTemplate.read(
-            folder: path, specialTokens: names.byRole.filter { file.id(named: $0.value) != nil })
+        self.names = names.byRole.filter { file.id(named: $0.value) != nil }
+        beginning = self.names["bos_token"].flatMap(file.id(named:))
+        template = try ChatTemplate.read(folder: path, specialTokens: self.names)
         self.endOfAnswer = Set(names.ends.compactMap(file.id(named:)) + endOfAnswer)
     }
+
+    /// The id of a token by its name; nil where there is none.
+    public func id(of token: String) -> Int? { file.id(named: token) }
+
+    /// The token that the checkpoint's files name for a role: "bos_token", "eos_token", "unk_token",
+    /// "pad_token" or "sep_token".
+    public func name(of role: String) -> String? { names[role] }
 
     public func encode(_ text: String) throws -> [Int] {
         file.tokens(of: text, special: false)
@@ -49,9 +55,7 @@ public final class CheckpointTokenizer: Tokenizer {
             throw MobileMoEError(.input, "The prompt is empty: there is nothing to continue.")
         }
         let tokens = file.tokens(of: text, special: true)
-        if beginning != nil, let name = beginningName, text.utf8.starts(with: name.utf8) {
-            return tokens
-        }
+        if let name = names["bos_token"], text.utf8.starts(with: name.utf8) { return tokens }
         return file.before + tokens + file.after
     }
 
