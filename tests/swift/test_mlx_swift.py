@@ -27,7 +27,7 @@ TOKENS = [7, 3, 250, 411, 9, 9, 88, 17, 301, 479, 0, 5] * 3
 
 
 @pytest.fixture(scope="module")
-def program() -> Path:
+def logits_program() -> Path:
     """Compiles MLX's Swift packages once, which takes some minutes; later runs take seconds."""
     sources = os.environ.get("MOBILEMOE_MLX_SOURCES")
     if sources is None:
@@ -37,10 +37,10 @@ def program() -> Path:
     return mlx_swift_build.build(Path(sources), Path(sources) / "build")
 
 
-def logits(program: Path, folder: Path, out: Path, *adapter: Path) -> dict[str, mx.array]:
+def logits(logits_program: Path, folder: Path, out: Path, *adapter: Path) -> dict[str, mx.array]:
     tokens = ",".join(map(str, TOKENS))
     done = subprocess.run(
-        [program, folder, out, tokens, *adapter], capture_output=True, text=True, check=False
+        [logits_program, folder, out, tokens, *adapter], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return mx.load(str(out))
@@ -56,11 +56,11 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def test_logits(program: Path, folder: Path, tmp_path: Path) -> None:
+def test_logits(logits_program: Path, folder: Path, tmp_path: Path) -> None:
     """All at once, in parts with a cache, and what mlx-swift-lm generates with the model."""
     model = load_model(folder, mx.float32)
     expected = model(mx.array([TOKENS]))
-    found = logits(program, folder, tmp_path / "out.safetensors")
+    found = logits(logits_program, folder, tmp_path / "out.safetensors")
     assert relative(found["whole"], expected) < 1e-4
     assert relative(found["steps"], expected) < 1e-4
     tokens = list(TOKENS)
@@ -69,7 +69,7 @@ def test_logits(program: Path, folder: Path, tmp_path: Path) -> None:
     assert found["greedy"].tolist() == tokens[-8:]
 
 
-def test_an_adapter(program: Path, folder: Path, tmp_path: Path) -> None:
+def test_an_adapter(logits_program: Path, folder: Path, tmp_path: Path) -> None:
     """Of linear layers and of experts, with selection biases that training moved."""
     model = load_model(folder, mx.float32)
     before = model(mx.array([TOKENS]))
@@ -86,7 +86,7 @@ def test_an_adapter(program: Path, folder: Path, tmp_path: Path) -> None:
     moved.update(tree_unflatten([(bias, drawn[bias])]))
     save_adapter(tmp_path / "adapter", parameters, config, base_digest(folder), num_layers=2)
     expected = model(mx.array([TOKENS]))
-    found = logits(program, folder, tmp_path / "out.safetensors", tmp_path / "adapter")
+    found = logits(logits_program, folder, tmp_path / "out.safetensors", tmp_path / "adapter")
     assert relative(expected, before) > 0.01
     assert relative(found["whole"], expected) < 1e-4
     assert relative(found["without"], moved(mx.array([TOKENS]))) < 1e-4
