@@ -19,7 +19,8 @@ EXAMPLES = (
     'mobilemoe compare runs/quickstart/training/qat/model --prompt "import os" --output '
     "runs/compare",
     "mobilemoe compare runs/quickstart/training/sft/model --backward --tokens 64",
-    "mobilemoe compare runs/quickstart/training/sft/model --train-steps 3 --data README.md",
+    "mobilemoe compare runs/quickstart/training/sft/model --train-steps 3 "
+    "--data runs/quickstart/corpus/docs.heldout.jsonl",
 )
 
 
