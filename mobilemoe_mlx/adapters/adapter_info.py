@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilemoe_mlx import files, text_table
-from mobilemoe_mlx.adapters.adapter_file import read_adapter
 from mobilemoe_mlx.adapters.adapter_settings import CONFIG, OWN, WEIGHTS
-from mobilemoe_mlx.adapters.survival import LEAST
 from mobilemoe_mlx.adapters.training_record import TrainingRecord
 from mobilemoe_mlx.checkpoint.tensor_file import DamagedFile, read_header
 from mobilemoe_mlx.errors import UserError
@@ -81,6 +79,8 @@ class AdapterInfo:
         use = shlex.join(["mobilemoe", *talk, "--adapter", adapter])
         fuse = ["mobilemoe", "fuse", base, adapter, fused]
         kept = None if self.training is None else self.training.survives_int4
+        from mobilemoe_mlx.adapters.survival import LEAST  # slow to import, and few need it
+
         if kept is None or kept >= LEAST:
             return [use, shlex.join(fuse)]
         return [
@@ -121,6 +121,8 @@ def describe_adapter(folder: Path) -> AdapterInfo:
             raise UserError(f"{folder} is an adapter without {name}: copy it whole.")
     config = files.read_json(folder / CONFIG)
     if isinstance(config, dict) and OWN in config:
+        from mobilemoe_mlx.adapters.adapter_file import read_adapter  # slow to import
+
         read_adapter(folder)  # raises for all that keeps the adapter from being used
     settings = config.get("lora_parameters") or {} if isinstance(config, dict) else None
     if not isinstance(settings, dict):
