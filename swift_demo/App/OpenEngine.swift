@@ -1,6 +1,7 @@
 import Foundation
 import MobileMoE
 import MobileMoECoreML
+import MobileMoEMLX
 
 /// Opens a model with an engine, and the tokenizer that lies with it.
 func openEngine(_ entry: ModelEntry, _ kind: EngineKind, _ options: CPUOptions) async throws -> any DemoEngine {
@@ -8,10 +9,9 @@ func openEngine(_ entry: ModelEntry, _ kind: EngineKind, _ options: CPUOptions) 
     case (.cpu, .checkpoint):
         return PackageEngine(model: try await MobileMoEModel(folder: entry.url, options: options))
     case (.coreML, .package(let resources)):
-        let engine = try await CoreMLModel(package: entry.url, resources: resources)
-        let tokenizer = try CheckpointTokenizer(
-            folder: resources, vocabularySize: engine.vocabularySize, endOfAnswer: Array(engine.endOfAnswer))
-        return PackageEngine(model: try await MobileMoEModel(engine: engine, tokenizer: tokenizer))
+        return PackageEngine(model: try await MobileMoEModel(package: entry.url, resources: resources))
+    case (.mlx, .checkpoint):
+        return PackageEngine(model: try await MobileMoEMLXEngine.model(folder: entry.url))
     default:
         throw MobileMoEError(.input, "\(kind.title) does not run \(entry.name).")
     }

@@ -63,6 +63,7 @@ def test_logits(logits_program: Path, folder: Path, tmp_path: Path) -> None:
     found = logits(logits_program, folder, tmp_path / "out.safetensors")
     assert relative(found["whole"], expected) < 1e-4
     assert relative(found["steps"], expected) < 1e-4
+    assert relative(found["session"], expected[0, -1]) < 1e-4
     tokens = list(TOKENS)
     for _ in range(8):
         tokens.append(int(mx.argmax(model(mx.array([tokens]))[0, -1])))

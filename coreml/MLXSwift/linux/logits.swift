@@ -4,12 +4,14 @@
 //
 // TOKENS are ids with commas between them. OUT has `whole`, the logits of all at once; `steps`, those
 // of a prompt in two parts and then of single tokens, with a cache; `greedy`, eight tokens that
-// mlx-swift-lm generates; or, with an adapter, `whole` with
+// mlx-swift-lm generates; `session`, the logits after the last token in a session of our engine that was
+// rewound; or, with an adapter, `whole` with
 // it, `without` after it was taken away again, and `fused` after it became part of the weights.
 import Foundation
 import MLX
 import MLXLLM
 import MLXLMCommon
+import MobileMoE
 import MobileMoEMLX
 
 let arguments = CommandLine.arguments
@@ -55,6 +57,20 @@ do {
             input: LMInput(tokens: MLXArray(tokens)), model: model,
             parameters: GenerateParameters(maxTokens: 8, temperature: 0))
         results["greedy"] = MLXArray(generated.map { Int32($0) })
+
+        let engine = try MobileMoEMLXEngine(model, context: 64, endOfAnswer: [], name: "test")
+        let session = try await engine.makeSession()
+        let ids = tokens.map(Int.init)
+        _ = try await session.feed(Array(ids.prefix(half)) + [1, 2, 3])
+        try await session.rewind(to: half)
+        results["session"] = MLXArray(try await session.feed(Array(ids.dropFirst(half))))
+        guard await session.position == ids.count else { fatalError("the position is wrong") }
+        for wrong in [[], [-1], Array(repeating: 1, count: 64)] {
+            do {
+                _ = try await session.feed(wrong)
+                fatalError("\(wrong) was fed")
+            } catch is MobileMoEError {}
+        }
     }
     try save(arrays: results, url: URL(fileURLWithPath: arguments[2]))
 } catch {

@@ -15,6 +15,8 @@ public struct MobileMoEConfiguration: Codable, Sendable, ModelConfigurationValid
     public let sharedExpertWidth: Int
     public let experts: Int
     public let expertsPerToken: Int
+    /// The most tokens of a text.
+    public let context: Int
     public let normEpsilon: Float
     public let ropeTheta: Double
     public let ropeScaling: RopeScaling?
@@ -58,6 +60,7 @@ public struct MobileMoEConfiguration: Codable, Sendable, ModelConfigurationValid
         case sharedExpertWidth = "intermediate_size_mlp"
         case experts = "num_local_experts"
         case expertsPerToken = "num_experts_per_tok"
+        case context = "max_position_embeddings"
         case normEpsilon = "rms_norm_eps"
         case ropeTheta = "rope_theta"
         case ropeScaling = "rope_scaling"
@@ -83,7 +86,7 @@ public struct MobileMoEConfiguration: Codable, Sendable, ModelConfigurationValid
             "num_attention_heads": attentionHeads, "num_key_value_heads": keyValueHeads,
             "head_dim": headDim, "intermediate_size": expertWidth,
             "intermediate_size_mlp": sharedExpertWidth, "num_local_experts": experts,
-            "num_experts_per_tok": expertsPerToken,
+            "num_experts_per_tok": expertsPerToken, "max_position_embeddings": context,
         ]
         for (name, size) in sizes.sorted(by: { $0.key < $1.key }) {
             try check(size > 0, "\(name) is \(size); a size is above 0")
