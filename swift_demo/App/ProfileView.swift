@@ -57,7 +57,7 @@ struct ProfileView: View {
 private struct FiguresSection: View {
     @Environment(AppModel.self) private var model
     let kind: EngineKind
-    let results: ProfileResults
+    let results: BenchResults
     let rows: [ProfileViewModel.Row]
 
     var body: some View {
@@ -86,8 +86,10 @@ private struct FiguresSection: View {
             if let left = results.engines.first?.leftOut, !left.isEmpty {
                 Text("No room in the model's context: \(left.map(String.init).joined(separator: ", ")).").font(.caption)
             }
-            Text("Heat: \(results.device.thermalStates.joined(separator: ", ")).").font(.caption)
-            if let energy = results.device.energy { Text("Energy: \(energy).").font(.caption) }
+            if let device = results.device {
+                Text("Heat: \(device.thermalStates.joined(separator: ", ")).").font(.caption)
+            }
+            if let energy = results.device?.energy { Text("Energy: \(energy).").font(.caption) }
             if let file = model.profile.files[kind] {
                 ShareLink("Share as JSON", item: file)
             }

@@ -27,12 +27,12 @@ struct ProfileTests {
         #expect(figures.rows.map(\.prompt) == [64, 256])
         for row in figures.rows {
             #expect(row.firstTokenSeconds.count == 2 && row.decodeSeconds.count == 2)
-            #expect(row.decodeRate > 0 && row.decodeRate < 5000)  // a token takes 200 microseconds or more
+            #expect(row.decode > 0 && row.decode < 5000)  // a token takes 200 microseconds or more
         }
-        #expect(results.device.thermalStates == ["nominal", "nominal", "nominal"])
+        #expect(results.device?.thermalStates == ["nominal", "nominal", "nominal"])
         #expect(profile.points.contains { $0.series == PaperFigures.device && $0.prompt == 1024 && $0.decodeRate == 148.4 })
         let file = try #require(profile.files[.cpu])
-        try #expect(JSONDecoder().decode(ProfileResults.self, from: Data(contentsOf: file)) == results)
+        try #expect(BenchResults.read(Data(contentsOf: file)) == results)
         if let place = ProcessInfo.processInfo.environment["MOBILEMOE_PROFILE_JSON"] {
             try results.json().write(to: URL(filePath: place))  // for the Python reader's test
         }
@@ -67,7 +67,9 @@ struct ProfileTests {
     }
 
     @Test func energyIsToldWhereTheBatteryTells() {
-        var device = DeviceFigures(name: "x", batteryAtStart: 0.8, batteryAtEnd: 0.77, wasCharging: false, seconds: 130)
+        var device = DeviceFigures()
+        (device.batteryAtStart, device.batteryAtEnd) = (0.8, 0.77)
+        (device.wasCharging, device.seconds) = (false, 130)
         #expect(device.energy == "3 % of the battery in 3 minutes")
         device.wasCharging = true
         #expect(device.energy == nil)
@@ -77,7 +79,7 @@ struct ProfileTests {
     }
 
     @Test func theMedianIsTheMiddle() {
-        #expect(median([3, 1, 2]) == 2 && median([4, 1, 2, 3]) == 2.5 && median([]).isNaN)
+        #expect(median([3, 1, 2]) == 2 && median([4, 1, 2, 3]) == 2.5)
     }
 
     @Test func promptsGoAroundTheText() {

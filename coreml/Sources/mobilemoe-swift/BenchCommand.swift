@@ -85,7 +85,7 @@ enum BenchCommand: Command {
                     name: name, description: process.description,
                     startSeconds: process.secondsSinceStart - first.decodeSeconds))
         }
-        let bandwidth = Bandwidth(threads: options.threadCount)
+        let bandwidth = MemoryBandwidth(threads: options.threadCount)
         for round in 0..<rounds {
             results.bandwidth.append(bandwidth.measure())
             for length in lengths {

@@ -4,15 +4,10 @@ import MobileMoE
 /// An engine of the package MobileMoE, with its tokenizer, as one of the app's.
 struct PackageEngine: DemoEngine {
     let model: MobileMoEModel
-    let bytesReadPerToken: Int?
-
-    init(model: MobileMoEModel, bytesReadPerToken: Int? = nil) {
-        self.model = model
-        self.bytesReadPerToken = bytesReadPerToken
-    }
 
     var description: String { model.engine.summary }
     var context: Int { model.context }
+    var bytesReadPerToken: Int? { (model.engine as? CPUEngine)?.configuration.bytesReadPerToken }
 
     func chat(_ messages: [ChatMessage], options: AnswerOptions) -> AsyncThrowingStream<AnswerEvent, any Error> {
         AsyncThrowingStream { continuation in

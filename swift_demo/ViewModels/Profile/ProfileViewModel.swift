@@ -26,7 +26,7 @@ final class ProfileViewModel {
     var plan = ProfilePlan()
     private(set) var progress: Profiler.Progress?
     /// The last complete rounds of each engine.
-    private(set) var results: [EngineKind: ProfileResults] = [:]
+    private(set) var results: [EngineKind: BenchResults] = [:]
     /// The same as files to share, once a run has ended; in a folder for temporary ones.
     private(set) var files: [EngineKind: URL] = [:]
     var problem: String?
@@ -81,8 +81,8 @@ final class ProfileViewModel {
     func rows(of kind: EngineKind) -> [Row] {
         (results[kind]?.engines.first?.rows ?? []).map {
             Row(
-                prompt: $0.prompt, firstToken: $0.firstToken, prefillRate: $0.prefillRate,
-                decodeRate: $0.decodeRate, peakBytes: $0.peakBytes,
+                prompt: $0.prompt, firstToken: $0.firstToken, prefillRate: $0.prefill,
+                decodeRate: $0.decode, peakBytes: $0.peakBytes,
                 paperFirstToken: PaperFigures.firstToken[$0.prompt],
                 paperDecodeRate: PaperFigures.decodeRate[$0.prompt])
         }
@@ -111,7 +111,7 @@ final class ProfileViewModel {
         }
     }
 
-    private func show(_ kind: EngineKind, _ progress: Profiler.Progress, _ results: ProfileResults?) {
+    private func show(_ kind: EngineKind, _ progress: Profiler.Progress, _ results: BenchResults?) {
         if self.progress != nil { self.progress = progress }
         if let results { self.results[kind] = results }
     }

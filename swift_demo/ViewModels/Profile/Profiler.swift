@@ -18,8 +18,8 @@ struct Profiler: Sendable {
     /// of it. Cancelling the task ends it. Throws what the engine throws, and for a text that is too short.
     func run(
         _ kind: EngineKind, model: String, text: String, open: @Sendable () async throws -> any DemoEngine,
-        report: @Sendable (Progress, ProfileResults?) async -> Void
-    ) async throws -> ProfileResults {
+        report: @Sendable (Progress, BenchResults?) async -> Void
+    ) async throws -> BenchResults {
         let clock = ContinuousClock()
         let start = clock.now
         await report(Progress(done: 0, total: 1, doing: "Opening the model"), nil)
@@ -37,20 +37,21 @@ struct Profiler: Sendable {
                 .input, "The text has \(tokens.count) tokens, and \(longest + plan.decoded) are needed.")
         }
         _ = try await measure(engine, tokens.prefix(32 + 1), prompt: 32)  // also the warm-up
-        var figures = EngineFigures(
-            name: kind.resultName, description: engine.description, startSeconds: (clock.now - start).seconds,
-            leftOut: leftOut)
-        var results = ProfileResults(
+        var figures = BenchResults.EngineResults(
+            name: kind.resultName, description: engine.description, startSeconds: (clock.now - start).seconds)
+        figures.leftOut = leftOut
+        var results = BenchResults(
             model: model, cpu: device.name, threads: threads, rounds: 0,
-            tokenBytes: engine.bytesReadPerToken ?? 0, bandwidth: [], engines: [],
-            device: DeviceFigures(
-                name: device.name, thermalStates: [device.thermalState], batteryAtStart: device.batteryLevel,
-                wasCharging: device.isCharging))
+            tokenBytes: engine.bytesReadPerToken ?? 0)
+        var phone = DeviceFigures()
+        phone.thermalStates = [device.thermalState]
+        phone.batteryAtStart = device.batteryLevel
+        phone.wasCharging = device.isCharging
+        let memory = MemoryBandwidth(threads: threads)
         let begin = clock.now
         let total = plan.rounds * prompts.count
         for round in 0..<plan.rounds {
-            let threads = threads
-            let bandwidth = await Task.detached { MemoryBandwidth.measure(threads: threads) }.value
+            let bandwidth = await Task.detached { memory.measure() }.value
             var measured: [(Int, Sample)] = []
             for (index, prompt) in prompts.enumerated() {
                 let done = round * prompts.count + index
@@ -66,10 +67,11 @@ struct Profiler: Sendable {
             for (prompt, sample) in measured { figures.add(sample, prompt: prompt, decoded: plan.decoded) }
             results.bandwidth.append(bandwidth)
             results.rounds = round + 1
-            results.device.thermalStates.append(device.thermalState)
-            results.device.batteryAtEnd = device.batteryLevel
-            results.device.wasCharging = results.device.wasCharging.map { $0 || device.isCharging == true }
-            results.device.seconds = (clock.now - begin).seconds
+            phone.thermalStates.append(device.thermalState)
+            phone.batteryAtEnd = device.batteryLevel
+            phone.wasCharging = phone.wasCharging.map { $0 || device.isCharging == true }
+            phone.seconds = (clock.now - begin).seconds
+            results.device = phone
             results.engines = [figures]
             await report(Progress(done: (round + 1) * prompts.count, total: total, doing: ""), results)
         }
@@ -104,14 +106,20 @@ struct Profiler: Sendable {
     }
 }
 
-extension EngineFigures {
+extension BenchResults.EngineResults {
     mutating func add(_ sample: Profiler.Sample, prompt: Int, decoded: Int) {
-        var figures = contexts[String(prompt)] ?? ContextFigures(
-            prompt: prompt, decoded: decoded, peakBytes: sample.peakBytes)
+        var figures = BenchResults.Measured(prompt: prompt, decoded: decoded)
+        figures.peakBytes = sample.peakBytes
+        figures = contexts[prompt] ?? figures
         figures.firstTokenSeconds.append(sample.firstToken)
         figures.decodeSeconds.append(sample.decode)
-        contexts[String(prompt)] = figures
+        contexts[prompt] = figures
     }
+}
+
+extension Duration {
+    /// As a number.
+    var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
 }
 
 /// What the device says of itself.
