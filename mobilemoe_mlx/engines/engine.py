@@ -137,7 +137,7 @@ class Session(ABC):
         if not 0 <= min(tokens) <= max(tokens) < vocabulary:
             raise UserError(
                 f"The prompt has token {max(tokens, key=abs)}, but the model knows 0 to "
-                f"{vocabulary - 1}: this tokenizer belongs to another model."
+                f"{vocabulary - 1}: it is of another model's tokenizer."
             )
         if self.position + len(tokens) > self.context:
             raise UserError(

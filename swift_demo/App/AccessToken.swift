@@ -3,9 +3,10 @@ import Security
 
 /// The Hugging Face token, in the keychain of this device.
 enum AccessToken {
-    private static let item: [CFString: Any] = [
-        kSecClass: kSecClassGenericPassword, kSecAttrService: "huggingface.co", kSecAttrAccount: "token",
-    ]
+    // Computed: Swift 6 takes no stored constant of values that are not Sendable.
+    private static var item: [CFString: Any] {
+        [kSecClass: kSecClassGenericPassword, kSecAttrService: "huggingface.co", kSecAttrAccount: "token"]
+    }
 
     static func read() -> String? {
         var query = item

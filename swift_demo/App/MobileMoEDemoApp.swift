@@ -1,4 +1,5 @@
 import SwiftUI
+import UIKit
 
 @main
 struct MobileMoEDemoApp: App {
@@ -21,6 +22,9 @@ struct MobileMoEDemoApp: App {
                     NotificationCenter.default.publisher(
                         for: UIApplication.didReceiveMemoryWarningNotification)
                 ) { _ in model.memoryWarning() }
+                .onChange(of: model.needsScreen) { _, needsScreen in
+                    UIApplication.shared.isIdleTimerDisabled = needsScreen
+                }
         }
         .onChange(of: phase) { _, phase in
             switch phase {

@@ -62,7 +62,7 @@ struct ModelsView: View {
                 }
             }
             .navigationTitle("Models")
-            .refreshable { library.refresh() }
+            .refreshable { @MainActor in model.library.refresh() }
             .fileImporter(
                 isPresented: $isImporting, allowedContentTypes: [.folder, .package], allowsMultipleSelection: true
             ) { result in

@@ -67,6 +67,24 @@ struct XcodeProjectTests {
         }
     }
 
+    /// The scheme runs the app, and the UI tests with it.
+    @Test func theSchemeNamesTheTargets() throws {
+        let objects = try Self.objects()
+        let file = Self.folder.appending(path: "MobileMoEDemo.xcodeproj/xcshareddata/xcschemes/MobileMoEDemo.xcscheme")
+        let text = try String(contentsOf: file, encoding: .utf8)
+        let reference = /BlueprintIdentifier = "([^"]*)"\s+BuildableName = "([^"]*)"\s+BlueprintName = "([^"]*)"/
+        var names = Set<String>()
+        for match in text.matches(of: reference) {
+            let target = try #require(objects[String(match.1)])
+            #expect(target["isa"] as? String == "PBXNativeTarget")
+            #expect(target["name"] as? String == String(match.3))
+            let product = try #require(target["productReference"] as? String)
+            #expect(objects[product]?["path"] as? String == String(match.2))
+            names.insert(String(match.3))
+        }
+        #expect(names == ["MobileMoEDemo", "MobileMoEDemoUITests"])
+    }
+
     @Test func packagesHaveTheProducts() throws {
         let objects = try Self.objects()
         for dependency in objects.values where dependency["isa"] as? String == "XCSwiftPackageProductDependency" {

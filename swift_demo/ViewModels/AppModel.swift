@@ -52,7 +52,7 @@ final class AppModel {
         self.engine = engine.flatMap { entry.engines.contains($0) ? $0 : nil } ?? entry.engines[0]
         defaults.set(entry.name, forKey: "model")
         defaults.set(self.engine.rawValue, forKey: "engine")
-        chat.use(opener(entry, self.engine), mayNotRunInBackground: self.engine.mayNotRunInBackground)
+        chat.use(chatOpener(entry, self.engine), mayNotRunInBackground: self.engine.mayNotRunInBackground)
     }
 
     func remove(_ entry: ModelEntry) {
@@ -60,11 +60,14 @@ final class AppModel {
         library.remove(entry)
     }
 
+    /// A profile or a download goes on, which would stop if the screen locked by itself.
+    var needsScreen: Bool { profile.isRunning || library.downloads.contains { $0.isRunning } }
+
     /// Measures the model in use with the engine in use. The chat's own copy is given back first: two
     /// would not fit.
     func startProfile() {
         guard let selected else { return }
-        chat.use(opener(selected, engine), mayNotRunInBackground: engine.mayNotRunInBackground)
+        chat.use(chatOpener(selected, engine), mayNotRunInBackground: engine.mayNotRunInBackground)
         var options = CPUOptions()
         options.threads = profileThreads
         options.precision = profilePrecision
@@ -85,6 +88,19 @@ final class AppModel {
     func memoryWarning() {
         chat.memoryWarning()
         profile.interrupt(because: "The profile stopped because the device ran short of memory. Choose a smaller model or shorter prompts.")
+    }
+
+    /// Refuses during a profile: a second model might not fit, and its answer would spoil the figures.
+    private func chatOpener(
+        _ entry: ModelEntry, _ engine: EngineKind
+    ) -> @Sendable () async throws -> any DemoEngine {
+        let open = opener(entry, engine)
+        return { [profile] in
+            guard await !profile.isRunning else {
+                throw MobileMoEError(.busy, "The profile is being measured: stop it, or wait for its end.")
+            }
+            return try await open()
+        }
     }
 
     private func opener(

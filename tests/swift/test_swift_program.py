@@ -168,7 +168,9 @@ def test_the_figures_as_json(int4_folder: Path, tmp_path: Path, run_program: Run
             ["generate", "MODEL", "--token-ids", ",".join("1" * 256), "--print-ids"],
             "256 tokens, but",
         ),
-        (["generate", "owner/name", "--prompt", "a"], "There is no folder owner/name."),
+        (["generate", "owner/name", "--prompt", "a"], "no folder owner/name. A repository"),
+        (["generate", "/nowhere", "--prompt", "a"], "There is no folder /nowhere."),
+        (["generate", "CONFIG", "--prompt", "a"], "is a file: give the folder"),
         (["chat", "MODEL", "--load", "/nowhere.json"], "/nowhere.json cannot be opened"),
         (["bench", "MODEL", "--contexts", "256,x"], "'256,x' is not like 256,1k,4k."),
         (["bench", "MODEL", "--rounds", "0"], "0 rounds: at least 1 is needed."),
@@ -274,8 +276,9 @@ def test_an_interrupt_stops_the_answer(int4_folder: Path, tmp_path: Path, progra
     line = chat.stderr.readline()
     assert line == b"(stopped)\n"
     chat.send_signal(signal.SIGINT)
-    _, errors = chat.communicate(timeout=30)
-    assert (chat.returncode, errors) == (130, b"mobilemoe-swift: interrupted.\n")
+    # Its input is still open: an end of input, which ends it with 0, would race with the signal.
+    assert chat.wait(timeout=30) == 130
+    assert chat.communicate()[1] == b"mobilemoe-swift: interrupted.\n"
 
 
 def test_bench_and_its_file(

@@ -7,7 +7,8 @@ import MobileMoE
 func openModel(_ arguments: Arguments, withTokenizer: Bool = true) async throws -> MobileMoEModel {
     let options = try arguments.engineOptions()
     let folder = userPath(arguments.model)
-    guard fileKind(folder.path) == .folder else {
+    let isRepositoryName = /[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*/
+    if fileKind(folder.path) == .nothing, arguments.model.wholeMatch(of: isRepositoryName) != nil {
         throw UserMistake(
             "There is no folder \(arguments.model). A repository of Hugging Face is fetched by "
                 + "`hf download \(arguments.model) --local-dir FOLDER`.")

@@ -153,7 +153,7 @@ struct LetterTokenizer: MobileMoE.Tokenizer {
             (model.chat([ChatMessage(role: .user, content: "z")]), "z is no letter."),
             (model.generate(""), "The prompt is empty"),
             (model.generate(tokens: []), "The prompt is empty"),
-            (model.generate(tokens: [96]), "a token 96, but the model knows 0 to 95: this tokenizer"),
+            (model.generate(tokens: [96]), "a token 96, but the model knows 0 to 95: it is of another model"),
             (model.generate(tokens: [-1]), "a token -1, but"),
             (model.chat([user(9)], GenerationOptions(maxTokens: 0)), "max-tokens is 0; it must be at least 1."),
             (model.chat([user(9)], GenerationOptions(temperature: .nan)), "temperature is nan; it must be 0"),

@@ -104,6 +104,10 @@ import Testing
     @Test func foldersOfOtherKinds() async throws {
         let nowhere = await sentence { _ = try CPUEngine(folder: URL(fileURLWithPath: "/nowhere")) }
         #expect(nowhere == "There is no folder /nowhere.")
+        let ofFile = await sentence { _ = try CPUEngine(folder: URL(fileURLWithPath: #filePath)) }
+        #expect(ofFile == "\(#filePath) is a file: give the folder that config.json and *.safetensors are in.")
+        let page = await sentence { _ = try CPUEngine(folder: URL(string: "https://host/owner/name")!) }
+        #expect(page.hasPrefix("https://host/owner/name is no folder on this device: "))
         let config = try TinyCheckpoint().configBytes()
         let whole = try TinyCheckpoint().files()["model.safetensors"]!
         for (files, why) in [

@@ -108,8 +108,8 @@ final class MobileMoEMLXSession: ModelSession, @unchecked Sendable {
         if let stranger = tokens.first(where: { !(0..<model.vocabularySize).contains($0) }) {
             throw MobileMoEError(
                 .tokenizer,
-                "There is a token \(stranger), but the model knows 0 to \(model.vocabularySize - 1): this "
-                    + "tokenizer belongs to another model.")
+                "There is a token \(stranger), but the model knows 0 to \(model.vocabularySize - 1): it is of "
+                    + "another model's tokenizer.")
         }
         guard tokens.count <= context - count else {
             throw MobileMoEError(

@@ -15,8 +15,19 @@ package struct Checkpoint: Sendable {
     /// config.json that contradicts the tensors, weights that are not published INT4.
     package init(_ url: URL) throws {
         folder = url.path
-        guard fileKind(folder) == .folder else {
-            throw MobileMoEError(.checkpoint, "There is no folder \(folder).")
+        guard url.isFileURL || url.scheme == nil else {
+            throw MobileMoEError(
+                .checkpoint,
+                "\(url.absoluteString) is no folder on this device: download the model, and give "
+                    + "the folder of its files.")
+        }
+        switch fileKind(folder) {
+        case .folder: break
+        case .file:
+            throw MobileMoEError(
+                .checkpoint,
+                "\(folder) is a file: give the folder that config.json and *.safetensors are in.")
+        default: throw MobileMoEError(.checkpoint, "There is no folder \(folder).")
         }
         var problems: [String] = []
         var configuration: ModelConfiguration?

@@ -18,8 +18,8 @@ package func checkTokens(
     if let stranger = tokens.first(where: { !(0..<vocabularySize).contains($0) }) {
         throw MobileMoEError(
             .tokenizer,
-            "There is a token \(stranger), but the model knows 0 to \(vocabularySize - 1): this "
-                + "tokenizer belongs to another model.")
+            "There is a token \(stranger), but the model knows 0 to \(vocabularySize - 1): it is of "
+                + "another model's tokenizer.")
     }
     guard tokens.count <= context - position else {
         throw MobileMoEError(
