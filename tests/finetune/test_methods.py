@@ -177,7 +177,7 @@ def effective(model: Any) -> dict[str, np.ndarray]:
 
 def ours(trainer: Trainer, each: Batch) -> dict[str, np.ndarray]:
     targets = float(each.loss_mask.sum())
-    gradients = trainer._gradients(each, targets, 1.0)[1]
+    gradients = trainer.gradients(each, targets, 1.0)[1]
     return {name: np.array(value) for name, value in tree_flatten(gradients)}
 
 
