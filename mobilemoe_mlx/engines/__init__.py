@@ -55,8 +55,9 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
     options = {option: value for option, value in options.items() if value is not None}
     why = ""
     if name is None:
-        name = "mlx" if options.get("adapters") else default_engine(folder)
-        why = ", which runs this checkpoint" + (" with adapters" if options.get("adapters") else "")
+        with_adapters = bool(options.get("adapters")) and not is_onnx_folder(folder)
+        name = "mlx" if with_adapters else default_engine(folder)
+        why = ", which runs this checkpoint" + (" with adapters" if with_adapters else "")
     if name not in ENGINES:
         raise UserError(
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "

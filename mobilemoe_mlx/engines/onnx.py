@@ -19,7 +19,7 @@ from mobilemoe_mlx.engines.engine import (
     Session,
     check_choice,
 )
-from mobilemoe_mlx.engines.onnx_session import all_logits_model, open_session
+from mobilemoe_mlx.engines.onnx_session import all_logits_model, open_session, run_session
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import parse_json
 from mobilemoe_mlx.onnx_folder import names
@@ -51,8 +51,11 @@ class ONNXEngine(Engine):
         metadata = self.runtime.get_modelmeta().custom_metadata_map
         config = parse_json(metadata.get(f"{PREFIX}config", "{}"), f"The config in {export.model}")
         self.args = ModelArgs.from_dict(config)
-        key = next(i for i in self.runtime.get_inputs() if i.name == names.PAST_KEY % 0)
-        self.cache_type, self.head_dim = _TYPES[key.type], key.shape[-1]
+        try:
+            key = next(i for i in self.runtime.get_inputs() if i.name == names.PAST_KEY % 0)
+            self.cache_type, self.head_dim = _TYPES[key.type], key.shape[-1]
+        except (StopIteration, KeyError):
+            raise UserError(f"{export.model} is damaged: export again.") from None
 
     @classmethod
     def open(  # type: ignore[override]
@@ -157,7 +160,7 @@ class ONNXSession(Session):
         binding.bind_cpu_input(names.INPUT_IDS, np.array([token_ids], np.int64))
         binding.bind_cpu_input(names.ATTENTION_MASK, np.ones((1, end), np.int64))
         binding.bind_output(names.LOGITS)
-        runtime.run_with_iobinding(binding)
+        run_session(self.engine.export, runtime, binding)
         self._position = end
         logits: np.ndarray = binding.get_outputs()[-1].numpy()
         return logits[0]

@@ -46,10 +46,22 @@ def open_session(
             options.register_custom_ops_library(str(export.operators))
         return onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"ONNX Runtime {onnxruntime.__version__} does not load {export.path}: {what}"
-        ) from error
+        raise _refused("load", export, error) from error
+
+
+def run_session(export: ONNXFolder, runtime: onnxruntime.InferenceSession, binding: Any) -> None:
+    """Compute what is bound; raises UserError where the runtime cannot (a damaged graph)."""
+    try:
+        runtime.run_with_iobinding(binding)
+    except Exception as error:  # as above
+        raise _refused("run", export, error) from error
+
+
+def _refused(what: str, export: ONNXFolder, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"ONNX Runtime {onnxruntime.__version__} does not {what} {export.path}: {reason}"
+    )
 
 
 def read_model(export: ONNXFolder) -> onnx.ModelProto:
@@ -63,9 +75,12 @@ def read_model(export: ONNXFolder) -> onnx.ModelProto:
 def all_logits_model(export: ONNXFolder) -> onnx.ModelProto:
     """The export's graph with the logits of all tokens instead of the last ones'."""
     model = read_model(export)
-    (node,) = (n for n in model.graph.node if names.LAST_HIDDEN in n.output)
+    try:
+        (node,) = (n for n in model.graph.node if names.LAST_HIDDEN in n.output)
+        (logits,) = (value for value in model.graph.output if value.name == names.LOGITS)
+    except ValueError:
+        raise UserError(f"{export.model} is damaged: export again.") from None
     node.op_type = "Identity"
     del node.input[1:], node.attribute[:]
-    (logits,) = (value for value in model.graph.output if value.name == names.LOGITS)
     logits.type.tensor_type.shape.dim[1].dim_param = "tokens"
     return model

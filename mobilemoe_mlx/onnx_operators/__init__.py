@@ -21,9 +21,10 @@ def library_path() -> Path:
     if not _PATH.is_file():
         compiler = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
         raise UserError(
-            "The operators for ONNX Runtime are not there: no C++ compiler was found when "
-            f"mobilemoe-mlx was installed. Install one ({compiler}), then the package again: "
-            "`pip install --force-reinstall --no-deps .` in the checkout. "
+            "The operators for ONNX Runtime are not there: they are built when mobilemoe-mlx is "
+            f"installed, if there is a C++ compiler then. Install one ({compiler}) if you have "
+            "none, then the package again: `pip install --force-reinstall --no-deps .` in the "
+            "checkout. "
             "Or use a form of folder that needs none: `--form portable`."
         )
     return _PATH

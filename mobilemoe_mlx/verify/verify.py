@@ -22,7 +22,7 @@ from mobilemoe_mlx.files import parse_json, resolved, user_path
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.onnx_folder.extra import need
-from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
+from mobilemoe_mlx.onnx_folder.folder import MODEL, is_onnx_folder
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.verify.calls import Call
@@ -142,7 +142,9 @@ def verify_package(
 
 def _open_saved(path: Path) -> SavedExport:
     """The export at `path`, whose format's libraries are imported now."""
-    if is_onnx_folder(path):
+    if not path.exists():
+        raise UserError(f"There is no {path}.")
+    if is_onnx_folder(path) or (path / MODEL).is_file():  # the latter, to say what is wrong with it
         need("onnx", "onnxruntime")
         from mobilemoe_mlx.verify.onnx.onnx_export import ONNXExport
 

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.onnx.folder import export_onnx
 from mobilemoe_mlx.export.onnx.options import ExportOptions
 from mobilemoe_mlx.verify.verdict_text import as_text
@@ -204,3 +205,29 @@ def test_other_models_and_damaged_folders_are_one_sentence(
         if content is not None:
             (folder / name).write_bytes(content)
         assert message in said(folder)
+    folder = shutil.copytree(good, tmp_path / "half a manifest")
+    manifest = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(manifest[: len(manifest) // 2])
+    assert "no folder that `mobilemoe export onnx` wrote" in said(folder)
+    assert "There is no " in said(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("length", None), ("offset", None), ("location", None), ("length", "12w"), ("offset", "-64")],
+)
+def test_a_tensor_whose_place_cannot_be_read(
+    int4_folder: Path, exported: Callable[..., Path], tmp_path: Path, key: str, value: str | None
+) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        tensor = next(t for t in graph.initializer if t.name == "model.embed_tokens.qweight")
+        (entry,) = (entry for entry in tensor.external_data if entry.key == key)
+        if value is None:
+            entry.key = "x"
+        else:
+            entry.value = value
+
+    folder = shutil.copytree(exported("portable"), tmp_path / "it")
+    edit_graph(folder, change)
+    with pytest.raises(UserError, match=r"model\.embed_tokens\.qweight"):
+        verify_package(folder, int4_folder, cases=["short"], greedy_tokens=0)

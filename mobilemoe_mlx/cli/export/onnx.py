@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.onnx_folder.extra import need
 
-    need("onnx")
+    need("onnx", "onnxruntime")
     from mobilemoe_mlx.export.onnx.folder import export_onnx
 
     folder = resolve(args.checkpoint, args.revision)

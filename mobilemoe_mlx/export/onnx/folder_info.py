@@ -107,6 +107,9 @@ def describe_onnx(path: str | Path) -> ONNXInfo:
         raise UserError(f"{folder.model} is damaged ({error}): export again.") from None
     metadata = {entry.key.removeprefix(PREFIX): entry.value for entry in model.metadata_props}
     settings = path / "tokenizer_config.json"
+    tokenizer = files.read_json(settings) if settings.is_file() else {}
+    if not isinstance(tokenizer, dict):
+        raise UserError(f"{settings} is not a JSON object: export again.")
     args = ModelArgs.from_dict(read_config(path))
     content = manifest.content
     try:
@@ -124,9 +127,7 @@ def describe_onnx(path: str | Path) -> ONNXInfo:
             inputs=_features(model.graph.input),
             outputs=_features(model.graph.output),
             nodes=dict(Counter(_operators(model.graph)).most_common()),
-            tokenizer=(
-                files.read_json(settings).get("tokenizer_class") if settings.is_file() else None
-            ),
+            tokenizer=tokenizer.get("tokenizer_class"),
             args=args,
             accounting=account(args, folder.context),
             graph_bytes=folder.model.stat().st_size,

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.onnx_folder.folder import WEIGHTS
+from mobilemoe_mlx.onnx_folder.folder import MODEL, WEIGHTS
 
 
 class StoredWeights:
@@ -45,8 +45,15 @@ class StoredWeights:
         if tensor.data_location != TensorProto.EXTERNAL:
             return np.frombuffer(numpy_helper.to_array(tensor).tobytes(), np.uint8)
         place = {entry.key: entry.value for entry in tensor.external_data}
-        offset, length = int(place["offset"]), int(place["length"])
-        content = np.fromfile(self._path, np.uint8, length, offset=offset)
-        if place["location"] != self._path.name or content.size != length:
+        try:
+            offset, length = int(place["offset"]), int(place["length"])
+            file = place["location"]
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{self._path.with_name(MODEL)} is damaged: where {name} is stored cannot be read "
+                f"({error!r}). Export again."
+            ) from None
+        inside = min(offset, length) >= 0 and offset + length <= self._path.stat().st_size
+        if file != self._path.name or not inside:
             raise UserError(f"{self._path} does not have the {length} bytes of {name}.")
-        return content
+        return np.fromfile(self._path, np.uint8, length, offset=offset)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel.library import default_threads
-from mobilemoe_mlx.engines.onnx_session import open_session, read_model
+from mobilemoe_mlx.engines.onnx_session import open_session, read_model, run_session
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.numerics.values import LayerValues
 from mobilemoe_mlx.onnx_folder import names
@@ -36,6 +36,7 @@ class TracedSession:
         block: int,
         arithmetic: Arithmetic,
     ) -> None:
+        self._export = export
         self.args, self.context, self.block = args, context, block
         self.scores: list[np.ndarray] | None = None  # ignored: the graph routes by itself
         model = read_model(export)
@@ -90,7 +91,7 @@ class TracedSession:
         wanted = [names.LOGITS, *self._traced]
         for name in wanted:
             binding.bind_output(name)
-        self._runtime.run_with_iobinding(binding)
+        run_session(self._export, self._runtime, binding)
         arrays = [value.numpy() for value in binding.get_outputs()[-len(wanted) :]]
         found = dict(zip(wanted, arrays, strict=True))
         layers = [self._layer(index, found) for index in range(self.args.num_hidden_layers)]

@@ -234,3 +234,38 @@ def test_what_is_missing_or_too_old_is_one_sentence(
     refused("does not load", lambda: open_engine(folder))
     refused("no folder that `mobilemoe export onnx` wrote", lambda: open_engine(checkpoint, "onnx"))
     refused("takes no adapters", lambda: open_engine(exported("portable"), "onnx", adapters=[1]))
+    refused("takes no adapters", lambda: open_engine(exported("portable"), adapters=[1]))
+
+
+def test_an_export_without_onnx_runtime_is_one_sentence(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    line = ["export", "onnx", str(checkpoint), str(tmp_path / "out"), "--form", "portable"]
+    assert main(line) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "needs the package onnxruntime" in err and err.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_graph_that_loads_and_does_not_run(exported: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported("portable"), tmp_path / "it")
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    (ids,) = (value for value in model.graph.input if value.name == "input_ids")
+    ids.type.tensor_type.shape.dim[1].dim_value = 7
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    session = open_engine(folder).session()
+    with pytest.raises(UserError, match=r"does not run .*it: .*invalid dimensions"):
+        session.feed([1, 2, 3])
+
+
+def test_info_of_damaged_files_is_one_sentence(
+    exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(exported("portable"), tmp_path / "it")
+    (folder / "tokenizer_config.json").write_text("[]")
+    assert main(["info", str(folder)]) == 2
+    assert "tokenizer_config.json is not a JSON object" in capsys.readouterr().err
