@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from mobilemoe_mlx.tokenizer import load_tokenizer
 pytestmark = pytest.mark.usefixtures("kernel_is_built")
 
 CLIENT = Path(__file__).with_name("genai_client.py")
+ANDROID = Path(__file__).parents[3] / "docs" / "android.md"
 PROMPTS = [
     np.random.default_rng(seed).integers(6, 480, count).tolist()
     for seed, count in enumerate((1, 2, 29, 60))
@@ -119,3 +122,32 @@ def test_genai_runs_qmoe_as_the_engine_does(exported: Any) -> None:
     engine = open_engine(folder, "onnx")
     (found,) = run(folder, {"do": "generate", "prompts": [PROMPTS[-1]], "count": COUNT})
     assert found == [greedy(engine, PROMPTS[-1], COUNT)]
+
+
+def test_a_folder_from_a_mac_opens_with_the_settings_of_the_android_page(
+    exported: Any, tmp_path: Path
+) -> None:
+    """Another library lies in it, under the name that libraries have on a phone."""
+    folder = shutil.copytree(exported("fused"), tmp_path / "it")
+    (library,) = folder.glob("libmobilemoe_ort.*")
+    library.rename(folder / "libmobilemoe_ort.so")
+    config = folder / "genai_config.json"
+    config.write_text(config.read_text().replace(library.name, "libmobilemoe_ort.of_a_mac"))
+    found = re.search(r"config\.overlay\((.*?)\);", ANDROID.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    pieces = re.sub(r"\+ threads\b", '"2"', found[1])
+    overlay = "".join(json.loads(piece) for piece in re.findall(r'"(?:\\.|[^"])*"', pieces))
+    code = (
+        "import sys, onnxruntime_genai as og\n"
+        "config = og.Config(sys.argv[1])\n"
+        "config.overlay(sys.argv[2])\n"
+        "og.Model(config)\n"
+    )
+    for settings, opens in ((overlay, True), ("{}", False)):
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code, str(folder), settings],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode == 0) == opens, done.stderr
