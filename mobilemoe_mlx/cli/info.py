@@ -11,7 +11,7 @@ from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_
 from mobilemoe_mlx.config import PRESETS
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.onnx_folder.extra import need
-from mobilemoe_mlx.onnx_folder.folder import is_onnx_folder
+from mobilemoe_mlx.onnx_folder.folder import MODEL, is_onnx_folder
 
 _KNOWN = (
     f"{', '.join(PRESETS)}; a model that the paper compares with (MobileLLM-Pro, OLMoE-1B-7B, "
@@ -70,7 +70,7 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
         )
     if path.suffix == ".toml":
         return _toml(path)
-    if is_onnx_folder(path):
+    if is_onnx_folder(path) or (path / MODEL).is_file():  # the latter, to say what is wrong
         return _onnx(path)
     package = _package_path(path)
     return _folder(path, name) if package is None else _package(package)

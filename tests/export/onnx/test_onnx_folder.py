@@ -266,6 +266,10 @@ def test_info_of_damaged_files_is_one_sentence(
     exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(exported("portable"), tmp_path / "it")
-    (folder / "tokenizer_config.json").write_text("[]")
-    assert main(["info", str(folder)]) == 2
-    assert "tokenizer_config.json is not a JSON object" in capsys.readouterr().err
+    for name, message in (
+        ("tokenizer_config.json", "tokenizer_config.json is not a JSON object"),
+        ("manifest.json", "is no folder that `mobilemoe export onnx` wrote"),
+    ):
+        (folder / name).write_text("[]")
+        assert main(["info", str(folder)]) == 2
+        assert message in capsys.readouterr().err
