@@ -19,10 +19,9 @@ from mobilemoe_mlx.compare.versions import versions
 from mobilemoe_mlx.numerics.json_values import json_values
 from mobilemoe_mlx.numerics.measures import TensorError
 from mobilemoe_mlx.numerics.tolerance import FLOAT32_LIMIT, Limit
+from mobilemoe_mlx.train.recipe import RoutingConfig
 
 import torch  # isort: skip  (after torch_model, which explains a missing PyTorch)
-
-Z_LOSS = 1e-4  # model.md, training recipe
 
 # float32: of each parameter. bfloat16: of the whole gradient, ||MLX - PyTorch|| / ||PyTorch||,
 # since near ties in the routing give a token's share of an expert's gradient to another expert;
@@ -155,7 +154,11 @@ def _torch_gradients(
     for _, parameter in trained(model):
         parameter.requires_grad_(True)
     loss = training_loss(
-        model, torch.from_numpy(tokens), z_loss=Z_LOSS, dtype=DTYPES[dtype], quantize=quantize
+        model,
+        torch.from_numpy(tokens),
+        z_loss=RoutingConfig().z_loss,
+        dtype=DTYPES[dtype],
+        quantize=quantize,
     )
     loss.objective.backward()
     # An expert that no token chose has no gradient, which is one of zeros.

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     from mobilemoe_mlx.compare.comparison import Comparison
 
-_FLOOR = 1e-9  # where an error of zero is drawn on the logarithmic axis
+FLOOR = 1e-9  # where an error of zero is drawn on the logarithmic axis
 
 
 def draw(report: Comparison) -> bytes:
@@ -22,8 +22,8 @@ def draw(report: Comparison) -> bytes:
     end = len(layers)  # the logits, after the last layer
     for label, marker in (("max", "o"), ("mean", "s")):
         errors = [getattr(row.hidden, label) for row in report.layers]
-        (line,) = top.plot(layers, [max(e, _FLOOR) for e in errors], marker=marker, label=label)
-        at_end = max(getattr(report.logits, label), _FLOOR)
+        (line,) = top.plot(layers, [max(e, FLOOR) for e in errors], marker=marker, label=label)
+        at_end = max(getattr(report.logits, label), FLOOR)
         top.plot([end], [at_end], marker=marker, color=line.get_color())
     measure, limit = report.tolerance
     top.axhline(limit, color="0.5", linestyle="--", label=f"tolerance (logits, {measure})")
@@ -40,6 +40,11 @@ def draw(report: Comparison) -> bytes:
     bottom.set_ylabel("same experts, %")
     bottom.set_xlabel("layer (the last point above: logits)")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the file that reports write."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mobilemoe_mlx.compare.picture import FLOOR, png
+
 if TYPE_CHECKING:
     from mobilemoe_mlx.compare.backward import GradientComparison
     from mobilemoe_mlx.compare.steps import StepsComparison
 
-_FLOOR = 1e-9  # where an error of zero is drawn on the logarithmic axis
 _KINDS = ("self_attn", "router", "experts", "shared_expert", "layernorm")
 
 
@@ -27,7 +27,7 @@ def draw_gradients(report: GradientComparison) -> bytes:
                 points[p.layer] = max(points.get(p.layer, 0), p.error.max)
         if points:
             layers = sorted(points)
-            axes.plot(layers, [max(points[n], _FLOOR) for n in layers], marker="o", label=kind)
+            axes.plot(layers, [max(points[n], FLOOR) for n in layers], marker="o", label=kind)
     if report.tolerance.measure == "max":
         axes.axhline(report.tolerance.value, color="0.5", linestyle="--", label="tolerance")
     axes.set_yscale("log")
@@ -36,7 +36,7 @@ def draw_gradients(report: GradientComparison) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     axes.set_title(f"{report.checkpoint}: gradients, MLX against PyTorch")
-    return _png(figure)
+    return png(figure)
 
 
 def draw_steps(report: StepsComparison) -> bytes:
@@ -49,10 +49,10 @@ def draw_steps(report: StepsComparison) -> bytes:
     top.set_ylabel("loss, nats")
     top.legend()
     apart = [abs(s.mlx_loss - s.torch_loss) / abs(s.torch_loss) for s in report.steps]
-    bottom.plot(steps, [max(x, _FLOOR) for x in apart], label="loss, relative")
-    distance = [max(s.weight_distance, _FLOOR) for s in report.steps]
+    bottom.plot(steps, [max(x, FLOOR) for x in apart], label="loss, relative")
+    distance = [max(s.weight_distance, FLOOR) for s in report.steps]
     bottom.plot(steps, distance, label="weights, over the way gone")
-    moved = [max(1 - s.same_experts, _FLOOR) for s in report.steps]
+    moved = [max(1 - s.same_experts, FLOOR) for s in report.steps]
     bottom.plot(steps, moved, label="experts chosen differently")
     bottom.set_yscale("log")
     bottom.set_xlabel("step")
@@ -60,15 +60,9 @@ def draw_steps(report: StepsComparison) -> bytes:
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.legend()
     top.set_title(f"{report.checkpoint}: the same training in both")
-    return _png(figure)
+    return png(figure)
 
 
 def _kind(name: str) -> str | None:
     # The most particular first: shared experts are no routed ones.
     return next((k for k in ("shared_expert", *_KINDS) if k in name), None)
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.cli.signals import ended_by_signals
+from mobilemoe_mlx.export.context import default_context
 from mobilemoe_mlx.export.onnx.options import (
     ACCURACY_LEVELS,
     ACTIVATIONS,
     FORMS,
     ExportOptions,
-    default_context,
 )
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.export.context import CONTEXT, check_context
 from mobilemoe_mlx.export.coreml.custom.contract import OLDEST_SYSTEM
 from mobilemoe_mlx.export.coreml.expert_blocks import block_rows, most_blocks
 
@@ -32,7 +33,7 @@ class ExportOptions:
     """
 
     moe: Literal["core-ops", "custom-layer"] = "core-ops"
-    context: int = 2048  # positions in the key/value cache
+    context: int = CONTEXT  # positions in the key/value cache
     prefill_block: int = 256  # tokens of one call of `prefill`
     target: str = "iOS18"
     logits: Literal["last", "all"] = "last"  # of a prefill block: its last token's, or all
@@ -56,13 +57,7 @@ class ExportOptions:
             )
         if self.deployment_target not in TARGETS:
             raise UserError(_target_problem(self.target))
-        if self.context < 4:  # two prove a block, and two more the decoding
-            raise UserError(f"--context is {self.context}; it must be at least 4 tokens.")
-        if self.context > args.max_position_embeddings:
-            raise UserError(
-                f"--context is {self.context:,}, beyond the {args.max_position_embeddings:,} "
-                "positions of the model (config.json max_position_embeddings): ask for less."
-            )
+        check_context(self.context, args)
         if not 2 <= self.prefill_block <= self.context:
             raise UserError(
                 f"--prefill-block is {self.prefill_block}; it must be at least 2 tokens and at "
@@ -87,11 +82,6 @@ class ExportOptions:
     def oldest_system(self) -> str:
         """The oldest iOS that loads the package; custom layers have exact shapes since iOS 13."""
         return OLDEST_SYSTEM if self.moe == "custom-layer" else self.deployment_target
-
-
-def default_context(args: ModelArgs) -> int:
-    """The context where none is asked for: 2,048, or the model's if it has fewer."""
-    return min(ExportOptions.context, args.max_position_embeddings)
 
 
 def _target_problem(target: str) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.export.context import CONTEXT, check_context
 
 Form = Literal["fused", "portable", "qmoe"]
 FORMS: tuple[Form, ...] = typing.get_args(Form)
@@ -33,7 +34,7 @@ class ExportOptions:
     """
 
     form: Form = "fused"
-    context: int = 2048  # positions in the key/value cache
+    context: int = CONTEXT  # positions in the key/value cache
     accuracy_level: AccuracyLevel = 0
     # Of linears, attention and the cache; of the cache alone where layers are our own operators.
     activations: Activations = "float32"
@@ -64,15 +65,4 @@ class ExportOptions:
             )
         if self.requantize and self.form != "qmoe":
             raise UserError(f"--requantize is for --form qmoe: {self.form} keeps every code.")
-        if self.context < 4:  # two prove a block, and two more the decoding
-            raise UserError(f"--context is {self.context}; it must be at least 4 tokens.")
-        if self.context > args.max_position_embeddings:
-            raise UserError(
-                f"--context is {self.context:,}, beyond the {args.max_position_embeddings:,} "
-                "positions of the model (config.json max_position_embeddings): ask for less."
-            )
-
-
-def default_context(args: ModelArgs) -> int:
-    """The context where none is asked for: 2,048, or the model's if it has fewer."""
-    return min(ExportOptions.context, args.max_position_embeddings)
+        check_context(self.context, args)
