@@ -118,7 +118,9 @@ def test_what_onnx_runtime_refuses_itself(runtime: Runtime) -> None:
 
 def test_a_library_that_was_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(onnx_operators, "_PATH", tmp_path / "none.so")
-    with pytest.raises(UserError, match=r"no C\+\+ compiler was found .*--form portable"):
+    with pytest.raises(
+        UserError, match=r"The operators for ONNX Runtime are not there: .*--form portable"
+    ):
         onnx_operators.library_path()
 
 
