@@ -68,7 +68,7 @@ ROWS = (
     ("generate", "chat"),
     ("train", "compare", "export", "bench"),
     ("finetune",),
-    ("verify", "scaling"),
+    ("verify", "scaling", "evaluation"),
     ("quickstart",),
     ("cli",),
 )
@@ -76,7 +76,7 @@ ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
 # Optional or slow to import: only inside the functions that need them, or in the files that are
 # about them, which others import where they need them.
-EXTRAS = {"torch", "matplotlib", "onnx", "onnxruntime", "onnxruntime_genai"}
+EXTRAS = {"torch", "matplotlib", "onnx", "onnxruntime", "onnxruntime_genai", "lm_eval"}
 ABOUT_EXTRAS = ("compare", "export.onnx", "verify.onnx", "engines.onnx", "engines.onnx_session")
 
 
