@@ -10,7 +10,7 @@ from typing import Any
 
 from mobilemoe_mlx.data.stdlib_modules import Module, fraction, is_public
 
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def questions(module: Module) -> Iterator[dict[str, Any]]:
@@ -21,7 +21,9 @@ def questions(module: Module) -> Iterator[dict[str, Any]]:
         return
     for question, answer in _module_questions(module.name, tree):
         yield _record(question, answer, module.name)
-    for name, node, is_method in _definitions(tree):
+    for name, node, is_method in definitions(tree):
+        if not ast.get_docstring(node):
+            continue
         target = f"{module.name}.{name}"
         if isinstance(node, ast.ClassDef):
             pairs = list(_class_questions(target, node))
@@ -34,25 +36,25 @@ def questions(module: Module) -> Iterator[dict[str, Any]]:
             yield _record(question, answer, target)
 
 
-def _definitions(tree: ast.Module) -> list[tuple[str, _Function | ast.ClassDef, bool]]:
-    """Return (qualified name, node, is a method) of what has a docstring and one definition."""
-    found: list[tuple[str, _Function | ast.ClassDef, bool]] = []
+def definitions(tree: ast.Module) -> list[tuple[str, FunctionNode | ast.ClassDef, bool]]:
+    """Return (qualified name, node, is a method) of what is public and has one definition."""
+    found: list[tuple[str, FunctionNode | ast.ClassDef, bool]] = []
     for node in tree.body:
-        if isinstance(node, _Function | ast.ClassDef):
+        if isinstance(node, FunctionNode | ast.ClassDef):
             found.append((node.name, node, False))
         if isinstance(node, ast.ClassDef):
-            methods = (child for child in node.body if isinstance(child, _Function))
+            methods = (child for child in node.body if isinstance(child, FunctionNode))
             found += [(f"{node.name}.{child.name}", child, True) for child in methods]
     times = Counter(name for name, _, _ in found)
     return [
         (name, node, is_method)
         for name, node, is_method in found
-        if times[name] == 1 and is_public(name) and ast.get_docstring(node)
+        if times[name] == 1 and is_public(name)
     ]
 
 
 def _module_questions(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    summary = _summary(ast.get_docstring(tree))
+    summary = first_paragraph(ast.get_docstring(tree))
     if summary:
         yield (
             _pick(
@@ -72,7 +74,7 @@ def _module_questions(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _class_questions(target: str, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    summary = _summary(ast.get_docstring(node))
+    summary = first_paragraph(ast.get_docstring(node))
     if summary:
         question = _pick(
             target, f"What is `{target}`?", f"What does the class `{target}` represent?"
@@ -83,10 +85,12 @@ def _class_questions(target: str, node: ast.ClassDef) -> Iterator[tuple[str, str
         yield f"Which class does `{target}` derive from?", f"`{node.name}` derives from {bases}."
 
 
-def _function_questions(target: str, node: _Function, is_method: bool) -> Iterator[tuple[str, str]]:
+def _function_questions(
+    target: str, node: FunctionNode, is_method: bool
+) -> Iterator[tuple[str, str]]:
     what = "method" if is_method else "function"
     docstring = ast.get_docstring(node) or ""
-    summary = _summary(docstring)
+    summary = first_paragraph(docstring)
     if summary:
         yield (
             _pick(
@@ -120,7 +124,7 @@ def _function_questions(target: str, node: _Function, is_method: bool) -> Iterat
         yield question, f"The default value of `{parameter}` is `{default}`."
 
 
-def _with_body(node: _Function, body: list[ast.stmt]) -> _Function:
+def _with_body(node: FunctionNode, body: list[ast.stmt]) -> FunctionNode:
     changed = copy.copy(node)
     changed.body = body
     return changed
@@ -135,7 +139,7 @@ def _defaults(arguments: ast.arguments) -> list[tuple[str, str]]:
     return [(argument.arg, ast.unparse(default)) for argument, default in pairs]
 
 
-def _summary(docstring: str | None) -> str:
+def first_paragraph(docstring: str | None) -> str:
     """Return the first paragraph on one line, or nothing when it is not a sentence or two."""
     paragraph = " ".join((docstring or "").split("\n\n")[0].split())
     is_prose = 15 <= len(paragraph) <= 400 and not paragraph.startswith((">>>", "$", "---", "==="))
