@@ -144,10 +144,10 @@ def _before(function: Function, line: int, column: int) -> str:
     """The last lines of the source before a place in it."""
     lines = [*function.lines[:line], function.lines[line][:column]]
     kept: list[str] = []
-    for line in reversed(lines):
-        if kept and sum(len(k) + 1 for k in kept) + len(line) > _CONTEXT:
+    for text in reversed(lines):
+        if kept and sum(len(k) + 1 for k in kept) + len(text) > _CONTEXT:
             break
-        kept.insert(0, line)
+        kept.insert(0, text)
     return "\n".join(kept)
 
 
