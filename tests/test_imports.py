@@ -77,7 +77,14 @@ ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # Optional or slow to import: only inside the functions that need them, or in the files that are
 # about them, which others import where they need them.
 EXTRAS = {"torch", "matplotlib", "onnx", "onnxruntime", "onnxruntime_genai", "lm_eval"}
-ABOUT_EXTRAS = ("compare", "export.onnx", "verify.onnx", "engines.onnx", "engines.onnx_session")
+ABOUT_EXTRAS = (
+    "compare",
+    "export.onnx",
+    "verify.onnx",
+    "engines.onnx",
+    "engines.onnx_session",
+    "evaluation.harness_model",
+)
 
 
 def module_name(path: Path) -> str:
