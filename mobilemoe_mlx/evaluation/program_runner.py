@@ -109,11 +109,3 @@ class CodeEval:
             if len(values) == len(results):
                 rates[f"pass@{each}"] = sum(values) / len(values)
         return rates, results
-
-
-class NoCodeEval:
-    """In its place where nobody allowed that programs run."""
-
-    def compute(self, **_: Any) -> Any:
-        """Never; the tasks that need it are refused before."""
-        raise PermissionError("running programs was not allowed")

@@ -1,0 +1,264 @@
+"""The harness's tasks, loaded and ready to be asked: everything is looked at before a model is."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.evaluation.code_gate import check_code
+from mobilemoe_mlx.evaluation.local_datasets import LocalDatasets, MissingDataset, fetch_command
+from mobilemoe_mlx.evaluation.program_runner import CodeEval
+from mobilemoe_mlx.evaluation.suites import WantedTask, suite_names
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+
+# The seeds that the harness begins with: some tasks shuffle their choices, and examples are drawn.
+_SEED, _SHOTS_SEED = 0, 1234
+
+# What the modules of some tasks import, where the name of the package is another.
+_PACKAGES = {"math_verify": "lm-eval[math]", "langdetect": "lm-eval[ifeval]"}
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """One task of the harness and what was asked for it."""
+
+    task: Task
+    wanted: WantedTask
+    of_questions: int  # that its data set has
+
+    @property
+    def name(self) -> str:
+        """The harness's."""
+        return str(self.task.task_name)
+
+    @property
+    def questions(self) -> int:
+        """How many are asked."""
+        most = self.wanted.limit
+        return self.of_questions if most is None else min(self.of_questions, most)
+
+    @property
+    def shots(self) -> int:
+        """Examples before each question."""
+        return int(self.task.get_config("num_fewshot") or 0)
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """All tasks of an evaluation in the order in which they run."""
+
+    tasks: tuple[LoadedTask, ...]
+    groups: dict[str, Group]  # by name, members before what they are members of
+    wanted: tuple[WantedTask, ...]
+
+    @property
+    def questions(self) -> int:
+        """How many are asked in all."""
+        return sum(each.questions for each in self.tasks)
+
+
+def need_harness() -> str:
+    """The version of lm-evaluation-harness; raises UserError where it is not installed."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"Evaluation needs the package lm-eval ({error}): `pip install --editable '.[eval]'` "
+            "in the checkout."
+        ) from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults
+    return importlib.metadata.version("lm-eval")
+
+
+def load_tasks(
+    wanted: Sequence[WantedTask],
+    *,
+    include: Sequence[Path] = (),
+    data_dir: Path | None = None,
+    allow_code_execution: bool = False,
+) -> LoadedTasks:
+    """Load tasks and groups with their data, all from this machine.
+
+    `include`: folders with tasks in the harness's YAML. `data_dir`: see LocalDatasets. Raises
+    UserError for names that are unknown, for code that may not run, for packages and data that are
+    not here (all that are missing in one error), and for tasks that cannot be loaded.
+    """
+    manager = _manager(wanted, include)
+    for each in wanted:
+        check_code(each.task, _configs(manager.task_index, each.task), allow_code_execution)
+    data = LocalDatasets(data_dir)
+    loaded: list[LoadedTask] = []
+    groups: dict[str, Group] = {}
+    missing: dict[str, str] = {}  # data set -> the task that needs it
+    with data.in_place(), _code_eval(CodeEval()):
+        for each in wanted:
+            try:
+                tasks, found = _load(manager, each, data)
+            except MissingDataset as error:
+                missing.setdefault(error.repo, each.task)
+                continue
+            loaded += [LoadedTask(task, each, len(task.eval_docs)) for task in tasks]
+            groups |= found
+    if missing:
+        raise UserError(_missing(missing))
+    _check_once(loaded)
+    return LoadedTasks(tuple(loaded), groups, tuple(wanted))
+
+
+def _manager(wanted: Sequence[WantedTask], include: Sequence[Path]) -> Any:
+    """The harness's index of tasks: of the folders `include` alone, where that is enough."""
+    from lm_eval.tasks import TaskManager
+
+    for folder in include:
+        if not folder.is_dir():
+            raise UserError(f"--include {folder}: there is no such folder.")
+    names = [each.task for each in wanted]
+    if include:
+        own = TaskManager(include_path=[*include], include_defaults=False)
+        if all(name in own.task_index for name in _all_names(own.task_index, names)):
+            return own
+    manager = TaskManager(include_path=[*include])
+    for name in names:
+        if name not in manager.task_index:
+            known = [*manager.all_tasks, *suite_names()]
+            places = "".join(f" or in {folder}" for folder in include)
+            raise UserError(
+                f"There is no task '{name}'{did_you_mean(name, known)} in lm-evaluation-harness "
+                f"{importlib.metadata.version('lm-eval')}{places}: `lm_eval ls tasks` lists them."
+            )
+    return manager
+
+
+def _all_names(index: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """`names` and those of the members of groups among them, whether they are in `index` or not."""
+    for name in names:
+        yield name
+        entry = index.get(name)
+        if entry is None:
+            continue
+        members = [*entry.tags] if entry.yaml_path is None else _members(entry.cfg)
+        yield from _all_names(index, [m for m in members if isinstance(m, str)])
+
+
+def _members(config: Mapping[str, Any] | None) -> list[Any]:
+    """What a group's YAML lists: names, and tasks or groups written out."""
+    members = (config or {}).get("task")
+    return members if isinstance(members, list) else []
+
+
+def _configs(index: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    """The YAML of a task, or of all tasks of a group or tag."""
+    entry = index.get(name)
+    if entry is None:
+        return
+    if entry.yaml_path is None:
+        for member in sorted(entry.tags):
+            yield from _configs(index, member)
+        return
+    yield entry.cfg or {}
+    yield from _configs_of_members(index, _members(entry.cfg))
+
+
+def _configs_of_members(
+    index: Mapping[str, Any], members: Sequence[Any]
+) -> Iterator[Mapping[str, Any]]:
+    for member in members:
+        if isinstance(member, Mapping):
+            yield member
+            name = member.get("group") or member.get("task")
+            yield from _configs_of_members(index, _members(member))
+        else:
+            name = member
+        if isinstance(name, str):
+            yield from _configs(index, name)
+
+
+def _load(
+    manager: Any, wanted: WantedTask, data: LocalDatasets
+) -> tuple[list[Task], dict[str, Group]]:
+    """The tasks of a name, their shots and seeds set, and the groups they are members of."""
+    entry = manager.task_index[wanted.task]
+    data.beside = None if entry.yaml_path is None else Path(entry.yaml_path).parent
+    random.seed(_SEED)
+    np.random.seed(_SHOTS_SEED)
+    try:
+        found = manager.load([wanted.task])
+        tasks = list(found["tasks"].values())
+        for task in tasks:
+            if getattr(task, "MULTIMODAL", False):
+                raise UserError(f"The task {task.task_name} asks about pictures or sounds.")
+            _set_shots(task, wanted.shots)
+            task.set_fewshot_seed(_SHOTS_SEED)
+    except (MissingDataset, UserError):
+        raise
+    except ImportError as error:
+        package = _PACKAGES.get(error.name or "", "")
+        advice = f": pip install '{package}'" if package else ""
+        raise UserError(f"The task {wanted.task} needs a package ({error}){advice}.") from None
+    except Exception as error:  # whatever a task's YAML, functions and data make of each other
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"The task {wanted.task} cannot be loaded: {type(error).__name__}: {said[:500]}"
+        ) from error
+    return tasks, found.get("groups", {})
+
+
+def _set_shots(task: Task, shots: int | None) -> None:
+    """As the harness does: a task that sets 0 itself has no place for examples."""
+    own = task.get_config("num_fewshot")
+    if shots is not None and own != 0:
+        task.set_config("num_fewshot", shots)
+    elif own is None:
+        task.set_config("num_fewshot", 0)
+
+
+def _missing(missing: Mapping[str, str]) -> str:
+    one = len(missing) == 1
+    for_tasks = ", ".join(f"{repo} (for {task})" for repo, task in missing.items())
+    commands = "".join(f"\n  {fetch_command(repo)}" for repo in missing)
+    return (
+        f"The data set{'' if one else 's'} {for_tasks} {'is' if one else 'are'} not on this "
+        "machine, and nothing is downloaded. Fetch, or put a copy into a folder given with "
+        "--data-dir (DIR/OWNER/NAME); a gated one wants its licence accepted on "
+        f"https://huggingface.co/datasets/ and `hf auth login` first:{commands}"
+    )
+
+
+def _check_once(loaded: Sequence[LoadedTask]) -> None:
+    askers: dict[str, list[str]] = {}
+    for each in loaded:
+        askers.setdefault(each.name, []).append(each.wanted.task)
+    for name, asked_by in askers.items():
+        if len(asked_by) > 1:
+            raise UserError(
+                f"The task {name} is asked for more than once (by {', '.join(asked_by)})."
+            )
+
+
+@contextlib.contextmanager
+def _code_eval(runner: Any) -> Iterator[None]:
+    """Let `evaluate.load("code_eval")` give `runner`, and nothing come from the network."""
+    import evaluate
+
+    load, offline = evaluate.load, evaluate.config.HF_EVALUATE_OFFLINE
+
+    def load_here(path: str, *args: Any, **options: Any) -> Any:
+        return runner if path == "code_eval" else load(path, *args, **options)
+
+    evaluate.load, evaluate.config.HF_EVALUATE_OFFLINE = load_here, True
+    try:
+        yield
+    finally:
+        evaluate.load, evaluate.config.HF_EVALUATE_OFFLINE = load, offline
