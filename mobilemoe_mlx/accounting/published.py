@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ class PublishedModel:
     score: float  # mean of the paper's fourteen base benchmarks, per cent
     preset: str | None = None
     config: dict[str, Any] | None = None
+    int4_score: float | None = None  # `score` after quantization-aware training
+    sft_score: float | None = None  # mean of the benchmarks of instruction-tuned models, per cent
+    benchmarks: dict[str, float] = field(default_factory=dict)  # by name, per cent
 
     @property
     def architecture(self) -> Architecture:

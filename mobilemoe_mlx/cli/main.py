@@ -54,6 +54,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "describe a size, a checkpoint, a package: parameters, bytes, FLOPs", False
         ),
         "compare": Command("compare MLX with PyTorch, layer by layer", True),
+        "eval": Command("score a model on benchmarks, whatever engine runs it", True),
         "scale": Command("ask the scaling law what to build and what to expect", False),
     },
 }

@@ -55,9 +55,11 @@ def open_engine(folder: str | Path, name: str | None = None, **options: Any) -> 
     options = {option: value for option, value in options.items() if value is not None}
     why = ""
     if name is None:
-        with_adapters = bool(options.get("adapters")) and not is_onnx_folder(folder)
-        name = "mlx" if with_adapters else default_engine(folder)
-        why = ", which runs this checkpoint" + (" with adapters" if with_adapters else "")
+        with_adapters = bool(options.get("adapters"))
+        name = default_engine(folder, with_adapters)
+        why = ", which runs this checkpoint" + (
+            " with adapters" if with_adapters and name == "mlx" else ""
+        )
     if name not in ENGINES:
         raise UserError(
             f"There is no engine '{name}'{did_you_mean(name, ENGINES)}. "
@@ -102,15 +104,15 @@ def _options(engine: type[Engine]) -> list[str]:
     return [*inspect.signature(engine.open).parameters][1:]
 
 
-def default_engine(folder: Path) -> str:
+def default_engine(folder: Path, with_adapters: bool = False) -> str:
     """The engine of a folder where nobody chooses one.
 
-    "onnx" for an ONNX export. Of checkpoints "cpu" for INT4 on Linux, where MLX's own INT4 product
-    is slow, if the kernel is built; else "mlx". Raises UserError for all that is wrong with the
-    folder's headers.
+    "onnx" for an ONNX export. Of checkpoints "mlx" with adapters; without them "cpu" for INT4 on
+    Linux, where MLX's own INT4 product is slow, if the kernel is built; else "mlx". Raises
+    UserError for all that is wrong with the folder's headers.
     """
     if is_onnx_folder(folder):
         return "onnx"
-    if sys.platform != "linux" or not library.is_built():
+    if with_adapters or sys.platform != "linux" or not library.is_built():
         return "mlx"
     return "mlx" if open_checkpoint(folder).layout is Layout.FLOAT else "cpu"

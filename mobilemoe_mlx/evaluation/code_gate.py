@@ -27,11 +27,11 @@ _RUNS_PROGRAMS = {
 _CODE_EVAL = "code_eval"
 
 
-def check_code(name: str, configs: Iterable[Mapping[str, Any]], allowed: bool) -> None:
-    """Raise UserError where the task or group `name` runs code that is not `allowed`, or in a way
-    that no limit holds.
+def check_code(name: str, configs: Iterable[Mapping[str, Any]], allowed: bool) -> bool:
+    """Whether the task or group `name` runs programs of the model.
 
-    `configs`: the YAML of its tasks, functions as paths (`TaskIndex`).
+    `configs`: the YAML of its tasks, functions as paths (`TaskIndex`). Raises UserError where that
+    is not `allowed`, or would be in a way that no limit holds.
     """
     runs_programs = False
     for config in configs:
@@ -49,6 +49,7 @@ def check_code(name: str, configs: Iterable[Mapping[str, Any]], allowed: bool) -
             "run them, each in a process of its own with limits on time, memory and files; that is "
             "no sandbox, so take a machine or container where they can do no harm."
         )
+    return runs_programs
 
 
 def _modules(value: Any) -> Iterator[Path]:

@@ -45,19 +45,15 @@ class LocalDatasets:
         import datasets
 
         load, offline = datasets.load_dataset, datasets.config.HF_HUB_OFFLINE
-        bars = datasets.are_progress_bars_disabled()
 
         def load_local(path: str, name: str | None = None, **options: Any) -> Any:
             return self._load(load, path, name, options)
 
         datasets.load_dataset, datasets.config.HF_HUB_OFFLINE = load_local, True
-        datasets.disable_progress_bars()
         try:
             yield
         finally:
             datasets.load_dataset, datasets.config.HF_HUB_OFFLINE = load, offline
-            if not bars:
-                datasets.enable_progress_bars()
 
     def _load(self, load: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES

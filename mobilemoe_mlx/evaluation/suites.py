@@ -84,15 +84,9 @@ def wanted_tasks(
         if name in suite_names():
             raise UserError(f"'{name}' is a suite: give it with --suite {name}.")
     base = Suite("tasks by name", ()) if suite is None else read_suite(suite)
-    changes = {
-        name: value for name, value in (("shots", shots), ("limit", limit)) if value is not None
-    }
-    return dataclasses.replace(
-        base,
-        tasks=tuple(
-            dataclasses.replace(
-                each, **changes, **({"why": "--shots"} if shots is not None else {})
-            )
-            for each in (*base.tasks, *map(WantedTask, tasks))
-        ),
-    )
+    asked = (*base.tasks, *map(WantedTask, tasks))
+    if shots is not None:
+        asked = tuple(dataclasses.replace(each, shots=shots, why="--shots") for each in asked)
+    if limit is not None:
+        asked = tuple(dataclasses.replace(each, limit=limit) for each in asked)
+    return dataclasses.replace(base, tasks=asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import logging
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +71,7 @@ class LoadedTasks:
 
 def need_harness() -> str:
     """The version of lm-evaluation-harness; raises UserError where it is not installed."""
+    os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")  # metrics of the hub are code from there
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
@@ -78,8 +79,27 @@ def need_harness() -> str:
             f"Evaluation needs the package lm-eval ({error}): `pip install --editable '.[eval]'` "
             "in the checkout."
         ) from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults
     return importlib.metadata.version("lm-eval")
+
+
+@contextlib.contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Without what the harness prints (bars for each task, warnings of its own defaults), and
+    without the processes that it would fork for bootstrapping from one that has threads."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["DISABLE_MULTIPROC"]
+            else:
+                os.environ["DISABLE_MULTIPROC"] = before
 
 
 def load_tasks(
@@ -96,13 +116,15 @@ def load_tasks(
     not here (all that are missing in one error), and for tasks that cannot be loaded.
     """
     manager = _manager(wanted, include)
-    for each in wanted:
+    runs_programs = [
         check_code(each.task, _configs(manager.task_index, each.task), allow_code_execution)
+        for each in wanted
+    ]
     data = LocalDatasets(data_dir)
     loaded: list[LoadedTask] = []
     groups: dict[str, Group] = {}
     missing: dict[str, str] = {}  # data set -> the task that needs it
-    with data.in_place(), _code_eval(CodeEval()):
+    with data.in_place(), _code_eval() if any(runs_programs) else contextlib.nullcontext():
         for each in wanted:
             try:
                 tasks, found = _load(manager, each, data)
@@ -248,17 +270,17 @@ def _check_once(loaded: Sequence[LoadedTask]) -> None:
 
 
 @contextlib.contextmanager
-def _code_eval(runner: Any) -> Iterator[None]:
-    """Let `evaluate.load("code_eval")` give `runner`, and nothing come from the network."""
-    import evaluate
+def _code_eval() -> Iterator[None]:
+    """Let `evaluate.load("code_eval")`, which downloads code that runs programs, give ours."""
+    import evaluate  # slow
 
-    load, offline = evaluate.load, evaluate.config.HF_EVALUATE_OFFLINE
+    load = evaluate.load
 
-    def load_here(path: str, *args: Any, **options: Any) -> Any:
-        return runner if path == "code_eval" else load(path, *args, **options)
+    def load_ours(path: str, *args: Any, **options: Any) -> Any:
+        return CodeEval() if path == "code_eval" else load(path, *args, **options)
 
-    evaluate.load, evaluate.config.HF_EVALUATE_OFFLINE = load_here, True
+    evaluate.load = load_ours
     try:
         yield
     finally:
-        evaluate.load, evaluate.config.HF_EVALUATE_OFFLINE = load, offline
+        evaluate.load = load

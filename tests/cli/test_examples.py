@@ -18,6 +18,7 @@ from mobilemoe_mlx.adapters.config import AdapterConfig
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.cli import main as command_line
 from mobilemoe_mlx.cli.main import COMMANDS, command_parser, main
+from mobilemoe_mlx.data.stdlib_tasks import build_stdlib_tasks
 
 EXAMPLES = [example for command in COMMANDS for example in command_line._module(command).EXAMPLES]
 # Minutes of training, and ten seconds of rendering the whole library: tests of their own run these.
@@ -44,7 +45,7 @@ def test_every_example_parses(example: str) -> None:
 def home(quickstart_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy that examples may write into, in the order in which they are shown.
 
-    With an adapter and the conversations of README.md.
+    With an adapter, the conversations of README.md, and tasks for `eval`.
     """
     folder = tmp_path_factory.mktemp("examples") / "home"
     shutil.copytree(quickstart_home, folder)
@@ -60,6 +61,7 @@ def home(quickstart_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     turns = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A."}]
     lines = [json.dumps({"messages": [*turns, *turns][: 2 * n]}) for n in (1, 2)]
     (mine / "chat.jsonl").write_text("\n".join(lines) + "\n")
+    build_stdlib_tasks(folder / "runs" / "stdlib-tasks")
     return folder
 
 

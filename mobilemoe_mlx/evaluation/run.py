@@ -1,0 +1,348 @@
+"""A whole evaluation: the tasks of a suite on one model, in a folder that it can go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mobilemoe_mlx import files
+from mobilemoe_mlx.checkpoint import hub
+from mobilemoe_mlx.engines import default_engine, model_args
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.evaluation.answer_log import AnswerLog
+from mobilemoe_mlx.evaluation.open_scorer import open_scorer
+from mobilemoe_mlx.evaluation.results import (
+    Adapter,
+    Documents,
+    EvaluationFolder,
+    Results,
+    Settings,
+    TaskResult,
+)
+from mobilemoe_mlx.evaluation.suites import wanted_tasks
+from mobilemoe_mlx.evaluation.tasks import (
+    LoadedTask,
+    LoadedTasks,
+    load_tasks,
+    need_harness,
+    quiet_harness,
+)
+
+if TYPE_CHECKING:
+    from mobilemoe_mlx.evaluation.harness_model import HarnessModel, Progress
+
+# Draws for the standard error of a metric that is no mean; a mean's is computed.
+BOOTSTRAP = 1000
+
+# The files of a model or adapter that decide what it answers.
+_DECISIVE = (".safetensors", ".json", ".jinja", ".model", ".onnx", ".data")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation takes besides the model, the tasks and the folder."""
+
+    shots: int | None = None  # examples before each question; None: the suite's or the harness's
+    limit: int | None = None  # questions of each task at most, the first ones
+    chat: bool | None = None  # ask through the chat template; None: as the suite says
+    include: tuple[Path, ...] = ()  # folders with tasks in the harness's YAML
+    data_dir: Path | None = None  # folder with data sets
+    allow_code_execution: bool = False
+    log_samples: bool = False
+    resume: bool = False
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str] = (),
+    *,
+    suite: str | None = None,
+    folder: Path | str,
+    options: EvaluationOptions = EvaluationOptions(),
+    engine: str | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
+    say: Callable[[str], None] = print,
+    **engine_options: Any,
+) -> Results:
+    """Ask `model` the questions of `tasks` or `suite`; returns what is then in `folder`.
+
+    `engine`, `adapters`, `engine_options`: as `engines.open_engine` takes them. Names, code, data
+    and the folder are looked at before the model is loaded. What a task found is written when it is
+    done, and each batch of answers at once: killed at any time, the same call with `resume` goes on
+    and finds the same, bit for bit. Raises UserError, one sentence, for what cannot be used.
+    """
+    out = EvaluationFolder(files.output_folder(folder))
+    chosen = wanted_tasks(suite, tasks, options.shots, options.limit)
+    out.check_free(options.resume)
+    harness = need_harness()
+    base = hub.resolve(model)
+    args = model_args(base)
+    given = {name: value for name, value in engine_options.items() if value is not None}
+    settings = Settings(
+        model=str(model),
+        model_sha256=_digest(base),
+        adapters=tuple(
+            Adapter(str(path), _digest(files.user_path(path)), weight) for path, weight in adapters
+        ),
+        engine=engine or default_engine(base, with_adapters=bool(adapters)),
+        options=given,
+        suite=suite,
+        tasks=chosen.tasks,
+        chat=chosen.chat if options.chat is None else options.chat,
+        harness=harness,
+    )
+    out.check_same(settings)
+    with quiet_harness():
+        loaded = load_tasks(
+            chosen.tasks,
+            include=options.include,
+            data_dir=options.data_dir,
+            allow_code_execution=options.allow_code_execution,
+        )
+    _check_lengths(loaded, args.max_position_embeddings)
+    scorer = open_scorer(base, settings.engine, adapters=[*adapters] or None, **given)
+    if settings.chat and not scorer.tokenizer.has_chat_template:
+        raise UserError(
+            f"{model} has no chat template, so questions cannot be asked as chats: "
+            + ("leave out --chat." if options.chat else "add --no-chat.")
+        )
+    say(f"{loaded.questions:,} questions of {len(loaded.tasks)} tasks to {scorer.describe()}")
+    results = Results(settings, scorer.describe())
+    out.path.mkdir(parents=True, exist_ok=True)
+    with AnswerLog(out.answers, _identity(settings)) as log:
+        out.write(results)
+        _ask(loaded, scorer, log, out, results, options.log_samples)
+    return results
+
+
+def _ask(
+    loaded: LoadedTasks,
+    scorer: Any,
+    log: AnswerLog,
+    out: EvaluationFolder,
+    results: Results,
+    log_samples: bool,
+) -> None:
+    """Run each task and write what it found."""
+    from mobilemoe_mlx.evaluation.harness_model import HarnessModel
+
+    found: dict[str, Mapping[str, Any]] = {}  # the harness's own form, for groups
+    with _Bar(loaded.questions) as bar:
+        model = HarnessModel(scorer, log, bar.report)
+        for each in loaded.tasks:
+            bar.begin(each)
+            seconds, truncated = log.seconds, model.truncated
+            whole = _run(each, model, results.settings.chat, out)
+            found[each.name] = whole["results"][each.name]
+            results.tasks[each.name] = _task_result(
+                each, whole, log.seconds - seconds, model.truncated - truncated
+            )
+            samples = whole["samples"][each.name]
+            results.documents[each.name] = _documents(samples)
+            if log_samples:
+                out.write_samples(each.name, samples)
+            _add_groups(loaded, found, results)
+            out.write(results)
+            bar.end()
+    results.finished = True
+    out.write(results)
+
+
+def _run(
+    each: LoadedTask, model: HarnessModel, chat: bool, out: EvaluationFolder
+) -> Mapping[str, Any]:
+    """The harness's results of one task."""
+    from lm_eval.evaluator import evaluate as harness_evaluate
+
+    try:
+        with quiet_harness():
+            return harness_evaluate(
+                model,
+                {"tasks": {each.name: each.task}, "groups": {}},
+                limit=each.wanted.limit,
+                bootstrap_iters=BOOTSTRAP,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                confirm_run_unsafe_code=True,  # it was asked for before the tasks were loaded
+            )
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a task's functions make of its data and the answers
+        said = " ".join(str(error).split())[:500]
+        raise UserError(
+            f"The task {each.name} failed: {type(error).__name__}: {said}. What was found before "
+            f"is in {out.path}: leave this task out, or mend it and go on with --resume."
+        ) from error
+
+
+def _task_result(
+    each: LoadedTask, whole: Mapping[str, Any], seconds: float, truncated: int
+) -> TaskResult:
+    name = each.name
+    metrics, stderr = _split(whole["results"][name])
+    better = whole["higher_is_better"][name]
+    return TaskResult(
+        metrics=metrics,
+        stderr=stderr,
+        higher_is_better={metric: bool(better.get(metric, True)) for metric in _names(metrics)},
+        questions=whole["n-samples"][name]["effective"],
+        of_questions=each.of_questions,
+        shots=each.shots,
+        version=str(whole["versions"][name]),
+        seconds=round(seconds, 3),
+        truncated=truncated,
+    )
+
+
+def _add_groups(
+    loaded: LoadedTasks, found: Mapping[str, Mapping[str, Any]], results: Results
+) -> None:
+    """The groups whose tasks are all done and that are not in `results` yet."""
+    for name, group in loaded.groups.items():
+        members = [str(task.task_name) for task in group.get_all_tasks()]
+        if name in results.groups or not all(member in results.tasks for member in members):
+            continue
+        of = [results.tasks[member] for member in members]
+        metrics, stderr = _split(group.aggregate(found))
+        shots = {each.shots for each in of}
+        results.groups[name] = TaskResult(
+            metrics=metrics,
+            stderr=stderr,
+            higher_is_better={
+                metric: all(each.higher_is_better.get(metric, True) for each in of)
+                for metric in _names(metrics)
+            },
+            questions=sum(each.questions for each in of),
+            of_questions=sum(each.of_questions for each in of),
+            shots=shots.pop() if len(shots) == 1 else None,
+            version=str(group.version),
+            seconds=round(sum(each.seconds for each in of), 3),
+            truncated=sum(each.truncated for each in of),
+            members=tuple(group.child_names),
+        )
+
+
+def _split(found: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Metrics and their standard errors out of the harness's "acc,none" and "acc_stderr,none"."""
+    metrics: dict[str, float | None] = {}
+    stderr: dict[str, float] = {}
+    for key, value in found.items():
+        name, comma, filter_name = key.partition(",")
+        if not comma or not isinstance(value, int | float | np.number):
+            continue
+        number = float(value)
+        if name.endswith("_stderr"):
+            if math.isfinite(number):
+                stderr[f"{name.removesuffix('_stderr')},{filter_name}"] = number
+        else:
+            metrics[key] = number if math.isfinite(number) else None
+    return metrics, stderr
+
+
+def _names(metrics: Mapping[str, Any]) -> dict[str, None]:
+    """The metrics without their filters."""
+    return dict.fromkeys(key.partition(",")[0] for key in metrics)
+
+
+def _documents(samples: Sequence[Mapping[str, Any]]) -> Documents:
+    """Each metric's value for each document, from the harness's samples, one for each filter."""
+    by_filter: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        by_filter.setdefault(sample["filter"], []).append(sample)
+    hashes: tuple[str, ...] = ()
+    values: dict[str, tuple[Any, ...]] = {}
+    for name, of_filter in by_filter.items():
+        hashes = tuple(str(sample["doc_hash"]) for sample in of_filter)
+        for metric in dict.fromkeys(m for sample in of_filter for m in sample["metrics"]):
+            values[f"{metric},{name}"] = tuple(_plain(sample.get(metric)) for sample in of_filter)
+    return Documents(hashes, values)
+
+
+def _plain(value: Any) -> Any:
+    """A metric's value in JSON's types; None for what is no finite number."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, int | float | str) else str(value)
+
+
+def _check_lengths(loaded: LoadedTasks, context: int) -> None:
+    """Raise UserError where a task's answers do not fit into the model's context."""
+    for each in loaded.tasks:
+        length = (each.task.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
+        if isinstance(length, int) and length >= context:
+            raise UserError(
+                f"The task {each.name} wants answers of {length} tokens, and this model takes "
+                f"{context} with the prompt: leave it out."
+            )
+
+
+def _identity(settings: Settings) -> str:
+    """A digest of all that decides an answer besides the request."""
+    decisive = [
+        settings.model_sha256,
+        [(each.sha256, each.weight) for each in settings.adapters],
+        settings.engine,
+        settings.options,
+        [(name, metadata.version(name)) for name in ("mobilemoe-mlx", "mlx", "numpy")],
+    ]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the files that decide what the model or adapter in `folder` answers."""
+    digest = hashlib.sha256()
+    for path in files.walk(folder):
+        if path.suffix in _DECISIVE:
+            digest.update(f"{path.relative_to(folder)} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+class _Bar:
+    """How many questions are answered, and when all will be."""
+
+    def __init__(self, questions: int) -> None:
+        self._bar = tqdm(total=questions, unit="question", file=sys.stderr, mininterval=0.5)
+        self._before = 0  # questions of the tasks that are done
+        self._task: LoadedTask | None = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begin(self, task: LoadedTask) -> None:
+        """The next task."""
+        self._task = task
+        self._bar.set_description(task.name)
+
+    def report(self, progress: Progress) -> None:
+        """How far the task's requests are: their tokens, in shares of its questions."""
+        assert self._task is not None
+        share = progress.tokens / max(1, progress.of_tokens)
+        self._move(int(share * self._task.questions))
+
+    def end(self) -> None:
+        """The task is done."""
+        assert self._task is not None
+        self._move(self._task.questions)
+        self._before += self._task.questions
+
+    def _move(self, of_task: int) -> None:
+        self._bar.update(max(0, self._before + of_task - self._bar.n))
