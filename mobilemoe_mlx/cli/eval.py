@@ -23,8 +23,8 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = (
-        "`mobilemoe corpus runs/stdlib-tasks --tasks` makes the tasks of the examples. On the paper's\n"
-        "benchmarks: mobilemoe eval facebook/MobileMoE-S-QAT --suite paper14"
+        "`mobilemoe corpus runs/stdlib-tasks --tasks` makes the tasks of the examples. A published "
+        "model:\nmobilemoe eval facebook/MobileMoE-S-QAT --suite paper14"
     )
     parser.add_argument(
         "model", help="a checkpoint folder, a Hugging Face repository id or an ONNX export"
