@@ -37,7 +37,12 @@ class LocalDatasets:
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(f"--data-dir {data_dir}: there is no such folder.")
         self._data_dir = data_dir
-        self.beside: Path | None = None  # the folder of the file of the task that is being loaded
+        self._task = ""
+        self._beside: Path | None = None
+
+    def next_task(self, name: str, file: Path | None) -> None:
+        """The task or group that is loaded next, and the file that it stands in."""
+        self._task, self._beside = name, None if file is None else file.parent
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -88,15 +93,17 @@ class LocalDatasets:
             return [self._found(each) for each in named]
         if "://" in named:
             raise UserError(
-                f"The data file {named} is not on this machine, and nothing is downloaded: fetch "
-                "it, and name the file in a task of your own (--include)."
+                f"The task {self._task} needs the data file {named}, and nothing is downloaded: "
+                "fetch it, and name the file in a task of your own (--include)."
             )
-        places = [Path(), *(p for p in (self._data_dir, self.beside) if p is not None)]
+        places = [Path(), *(p for p in (self._data_dir, self._beside) if p is not None)]
         for place in places:
             if files.find(place, named):
                 return str(files.user_path(place / named))
         where = ", ".join(str(place.absolute()) for place in places)
-        raise UserError(f"There is no data file {named}: looked for in {where}.")
+        raise UserError(
+            f"The task {self._task} needs the data file {named}, which is not in {where}."
+        )
 
 
 def _snapshot(repo: str) -> Path | None:

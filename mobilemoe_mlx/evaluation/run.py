@@ -151,7 +151,8 @@ def _ask(
             results.documents[each.name] = _documents(samples)
             if log_samples:
                 out.write_samples(each.name, samples)
-            _add_groups(loaded, found, results)
+            with quiet_harness():
+                _add_groups(loaded, found, results)
             out.write(results)
             bar.end()
     results.finished = True

@@ -71,7 +71,6 @@ class LoadedTasks:
 
 def need_harness() -> str:
     """The version of lm-evaluation-harness; raises UserError where it is not installed."""
-    os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")  # metrics of the hub are code from there
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
@@ -115,6 +114,7 @@ def load_tasks(
     UserError for names that are unknown, for code that may not run, for packages and data that are
     not here (all that are missing in one error), and for tasks that cannot be loaded.
     """
+    os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")  # metrics of the hub are code from there
     manager = _manager(wanted, include)
     runs_programs = [
         check_code(each.task, _configs(manager.task_index, each.task), allow_code_execution)
@@ -212,7 +212,7 @@ def _load(
 ) -> tuple[list[Task], dict[str, Group]]:
     """The tasks of a name, their shots and seeds set, and the groups they are members of."""
     entry = manager.task_index[wanted.task]
-    data.beside = None if entry.yaml_path is None else Path(entry.yaml_path).parent
+    data.next_task(wanted.task, entry.yaml_path)
     random.seed(_SEED)
     np.random.seed(_SHOTS_SEED)
     try:
@@ -221,6 +221,7 @@ def _load(
         for task in tasks:
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"The task {task.task_name} asks about pictures or sounds.")
+            _check_metrics(task)
             _set_shots(task, wanted.shots)
             task.set_fewshot_seed(_SHOTS_SEED)
     except (MissingDataset, UserError):
@@ -237,6 +238,21 @@ def _load(
     return tasks, found.get("groups", {})
 
 
+def _check_metrics(task: Task) -> None:
+    """The harness leaves out a metric that it does not know."""
+    if task.get_config("process_results") is not None:
+        return
+    from lm_eval.api.registry import METRIC_REGISTRY
+
+    for name, function in getattr(task, "_metric_fn_list", {}).items():
+        if function is None:
+            raise UserError(
+                f"The task {task.task_name} scores by '{name}'"
+                f"{did_you_mean(name, METRIC_REGISTRY)}, which is no metric of the harness, and "
+                "none is downloaded."
+            )
+
+
 def _set_shots(task: Task, shots: int | None) -> None:
     """As the harness does: a task that sets 0 itself has no place for examples."""
     own = task.get_config("num_fewshot")
@@ -244,6 +260,12 @@ def _set_shots(task: Task, shots: int | None) -> None:
         task.set_config("num_fewshot", shots)
     elif own is None:
         task.set_config("num_fewshot", 0)
+    wanted = task.get_config("num_fewshot")
+    if wanted and hasattr(task, "sampler") and wanted > len(task.sampler.df):
+        raise UserError(
+            f"The task {task.task_name} has {len(task.sampler.df)} examples to show, and {wanted} "
+            "were asked for (--shots)."
+        )
 
 
 def _missing(missing: Mapping[str, str]) -> str:

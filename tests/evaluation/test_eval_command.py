@@ -1,0 +1,418 @@
+"""`mobilemoe eval` as it is typed: every kind of model, broken off, resumed, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+from small_tasks import ANSWERS, CHOICES, GROUP, LIKELIHOOD, choices, likelihoods, write_tasks
+
+import mobilemoe_mlx
+from mobilemoe_mlx.adapters.adapter_file import save_adapter
+from mobilemoe_mlx.adapters.attach import attach
+from mobilemoe_mlx.adapters.base_digest import base_digest
+from mobilemoe_mlx.adapters.config import AdapterConfig
+from mobilemoe_mlx.adapters.load import load_adapted
+from mobilemoe_mlx.checkpoint.load_save import load_model
+from mobilemoe_mlx.checkpoint.rewrite import convert
+from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.evaluation.answer_log import AnswerLog
+from mobilemoe_mlx.evaluation.results import read_results
+from mobilemoe_mlx.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+pytest.importorskip("lm_eval")
+
+QUESTIONS = 12
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"), QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, bf16_folder: Path) -> Path:
+    model = load_model(bf16_folder)
+    config = AdapterConfig()
+    attach(model, config)
+    mx.random.seed(0)
+    parameters = tree_map(
+        lambda p: p + 0.2 * mx.random.normal(p.shape), model.trainable_parameters()
+    )
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    base = base_digest(bf16_folder)
+    save_adapter(folder, parameters, config, base, num_layers=len(model.layers))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    tasks: Path, bf16_folder: Path, tmp_path_factory: pytest.TempPathFactory, datasets_cache: None
+) -> Path:
+    """The folder of an evaluation that nothing broke off."""
+    out = tmp_path_factory.mktemp("out") / "whole"
+    assert main([str(word) for word in command(bf16_folder, tasks, out)]) == 0
+    return out
+
+
+def command(model: Path, tasks: Path, out: Path, *more: str | Path) -> list[str]:
+    words = ["eval", model, "--include", tasks, "--tasks", GROUP, "--out", out, "--engine", "mlx"]
+    if "--engine" in more:
+        words = words[:-2]
+    return [str(word) for word in (*words, *more)]
+
+
+def direct_choices(model: Any, folder: Path) -> dict[str, list[int]]:
+    """acc and acc_norm of each question, from the model's logits alone."""
+    tokenizer = load_tokenizer(folder)
+    found: dict[str, list[int]] = {"acc": [], "acc_norm": []}
+    for each in choices(QUESTIONS):
+        context = tokenizer.encode(f"Question: {each['question']}\nAnswer:")
+        values = []
+        for choice in each["choices"]:
+            text = tokenizer.encode(f"Question: {each['question']}\nAnswer: {choice}")
+            logits = model(mx.array([text[:-1]])).astype(mx.float32)
+            chosen = nn.log_softmax(logits, axis=-1)[0]
+            values.append(
+                sum(chosen[i - 1, text[i]].item() for i in range(len(context), len(text)))
+            )
+        lengths = [len(choice) for choice in each["choices"]]
+        found["acc"].append(int(np.argmax(values) == each["answer"]))
+        found["acc_norm"].append(int(np.argmax(np.divide(values, lengths)) == each["answer"]))
+    return found
+
+
+@pytest.mark.usefixtures("kernel_is_built")
+@pytest.mark.parametrize(
+    "kind", ["bf16", "adapter", "int4 on mlx", "int4 on cpu", "converted", "onnx"]
+)
+def test_every_kind_of_model(
+    kind: str,
+    tasks: Path,
+    bf16_folder: Path,
+    int4_folder: Path,
+    adapter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = bf16_folder if kind in ("bf16", "adapter") else int4_folder
+    more: list[str] = []
+    if kind == "adapter":
+        more = ["--adapter", f"{adapter}:0.5"]
+    elif kind == "int4 on cpu":
+        more = ["--engine", "cpu", "--precision", "exact", "--threads", "1"]
+    elif kind == "converted":
+        convert(int4_folder, tmp_path / "model", to="mlx")
+    elif kind == "onnx":
+        pytest.importorskip("onnxruntime")
+        from mobilemoe_mlx.export.onnx.folder import export_onnx
+        from mobilemoe_mlx.export.onnx.options import ExportOptions
+
+        export_onnx(int4_folder, tmp_path / "model", ExportOptions(context=128))
+        more = ["--engine", "onnx"]
+    given = tmp_path / "model" if kind in ("converted", "onnx") else folder
+    out = tmp_path / "out"
+    assert main(command(given, tasks, out, *more)) == 0, capsys.readouterr()
+    results = read_results(out)
+    assert results.finished
+    direct = load_adapted(folder, [(adapter, 0.5)]) if kind == "adapter" else load_model(folder)
+    expected = direct_choices(direct, folder)
+    documents = results.documents[CHOICES]
+    assert {name: [*values] for name, values in documents.values.items()} == {
+        f"{metric},none": values for metric, values in expected.items()
+    }
+    for metric, values in expected.items():
+        assert results.tasks[CHOICES].metrics[f"{metric},none"] == np.mean(values)
+        error = np.std(values, ddof=1) / np.sqrt(QUESTIONS)
+        assert results.tasks[CHOICES].stderr[f"{metric},none"] == pytest.approx(error)
+    printed = capsys.readouterr().out
+    assert f"{3 * QUESTIONS} questions of 3 tasks" in printed and f"Results are in {out}" in printed
+
+
+def test_what_is_written(evaluated: Path, bf16_folder: Path) -> None:
+    results = read_results(evaluated)
+    assert results.settings.model == str(bf16_folder)
+    assert [*results.tasks] == [CHOICES, LIKELIHOOD, ANSWERS]
+    choice, likelihood = results.tasks[CHOICES], results.tasks[LIKELIHOOD]
+    assert (choice.questions, choice.of_questions, choice.shots) == (QUESTIONS, QUESTIONS, 0)
+    assert choice.version == "1.0" and choice.seconds > 0
+    assert likelihood.higher_is_better == {"perplexity": False, "acc": True}
+    # The group's acc: the mean of all questions that have one.
+    group = results.groups[GROUP]
+    both = [results.documents[name].values["acc,none"] for name in (CHOICES, LIKELIHOOD)]
+    assert group.metrics["acc,none"] == pytest.approx(np.mean(np.concatenate(both)))
+    assert group.members == (CHOICES, LIKELIHOOD, ANSWERS) and group.questions == 3 * QUESTIONS
+    for name in results.tasks:
+        assert len(set(results.documents[name].hashes)) == QUESTIONS
+    values = [*results.documents[LIKELIHOOD].values["perplexity,none"]]
+    assert likelihood.metrics["perplexity,none"] == pytest.approx(np.exp(-np.mean(values)))
+
+
+def test_samples_shots_limit_and_json(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    more = ["--log-samples", "--shots", "2", "--limit", "3", "--json"]
+    assert main(command(bf16_folder, tasks, out, *more)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads((out / "results.json").read_text())
+    assert told["tasks"][CHOICES]["shots"] == 2 and told["tasks"][CHOICES]["questions"] == 3
+    assert told["tasks"][CHOICES]["of_questions"] == QUESTIONS
+    lines = (out / "samples" / f"{CHOICES}.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert len(lines) == 3 and first["doc"] == choices(QUESTIONS)[0]
+    prompt = first["arguments"][0][0]
+    assert prompt.count("Question:") == 3 and prompt.endswith("Answer:")
+    sample = json.loads((out / "samples" / f"{ANSWERS}.jsonl").read_text().splitlines()[1])
+    assert sample["arguments"][0][0].endswith(likelihoods(2)[1]["context"])
+
+
+def same_but_for_seconds(one: Path, other: Path) -> None:
+    """Of two evaluations, whatever was found is the same, bit for bit."""
+    contents = []
+    for folder in (one, other):
+        results = json.loads((folder / "results.json").read_text())
+        for each in (*results["tasks"].values(), *results["groups"].values()):
+            del each["seconds"]
+        contents.append((results, (folder / "per_document.json").read_bytes()))
+    assert contents[0] == contents[1]
+
+
+KILLED = """
+import os, signal, sys
+from mobilemoe_mlx.evaluation.answer_log import AnswerLog
+from mobilemoe_mlx.evaluation.scorer import Scorer
+from mobilemoe_mlx.cli.main import main
+
+Scorer.batch_tokens = 64
+put, left = AnswerLog.put, [int(sys.argv[1])]
+
+def put_and_die(self, key, answers):
+    if left[0] == 0:
+        self._file.write(b'{"key": "torn')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    put(self, key, answers)
+
+AnswerLog.put = put_and_die
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_kill_9_and_resume_find_the_same_bit_for_bit(
+    tasks: Path,
+    bf16_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("mobilemoe_mlx.evaluation.scorer.Scorer.batch_tokens", 64)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    words = command(bf16_folder, tasks, killed)
+    environment = {**os.environ, "PYTHONPATH": str(Path(mobilemoe_mlx.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, "11", *words], env=environment, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = (killed / "answers.jsonl").read_bytes().splitlines()
+    assert len(kept) == 12 and kept[-1] == b'{"key": "torn'
+    before = read_results(killed)
+    assert not before.finished
+    assert main([*words, "--resume"]) == 0, capsys.readouterr()
+    lines = (killed / "answers.jsonl").read_bytes().splitlines()
+    assert lines[:11] == kept[:11] and len(lines) > 12
+    assert main(command(bf16_folder, tasks, whole)) == 0
+    assert len((whole / "answers.jsonl").read_bytes().splitlines()) == len(lines)
+    same_but_for_seconds(killed, whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_names_the_command_that_goes_on(
+    number: signal.Signals,
+    status: int,
+    tasks: Path,
+    bf16_folder: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put = AnswerLog.put
+    left = 1
+
+    def put_and_signal(self: AnswerLog, key: str, answers: list[Any]) -> None:
+        nonlocal left
+        put(self, key, answers)
+        if left == 0:
+            os.kill(os.getpid(), number)
+        left -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswerLog, "put", put_and_signal)
+        assert main(command(bf16_folder, tasks, tmp_path / "out")) == status
+    error = capsys.readouterr().err
+    assert "what was answered is kept. Go on with:" in error and "Traceback" not in error
+    # What was finished is there: one task, and not the group.
+    results = read_results(tmp_path / "out")
+    assert [*results.tasks] == [CHOICES] and not results.groups and not results.finished
+    program, *again = shlex.split(error.strip().splitlines()[-1])
+    assert program == "mobilemoe" and main(again) == 0
+    same_but_for_seconds(tmp_path / "out", evaluated)
+
+
+def test_resuming_asks_nothing_again(
+    tasks: Path, bf16_folder: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("a batch was computed again")
+
+    before = (evaluated / "answers.jsonl").read_bytes()
+    monkeypatch.setattr(AnswerLog, "put", never)
+    assert main([*command(bf16_folder, tasks, evaluated), "--resume"]) == 0
+    assert (evaluated / "answers.jsonl").read_bytes() == before
+
+
+def test_another_model_is_not_the_one_in_the_folder(
+    tasks: Path, int4_folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command(int4_folder, tasks, evaluated), "--resume"]) == 2
+    assert "other settings (model_sha256)" in capsys.readouterr().err
+    assert main([*command(int4_folder, tasks, evaluated, "--limit", "2"), "--resume"]) == 2
+    assert "(model_sha256, tasks)" in capsys.readouterr().err
+
+
+Words = Callable[[Path, Path, Path], Sequence[str | Path]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (lambda model, tasks, out: ["eval", model], "Which tasks? Give --tasks"),
+        (lambda model, tasks, out: ["eval", model, "--suite", "paper4"], "did you mean 'paper14'"),
+        (lambda model, tasks, out: ["eval", model, "--tasks", "quick"], "give it with --suite"),
+        (lambda model, tasks, out: command(model, tasks, out, "--limit", "0"), "--limit is 0"),
+        (lambda model, tasks, out: command(model, tasks, out, "--shots", "-1"), "--shots is -1"),
+        (lambda model, tasks, out: command(model, tasks / "no", out), "there is no such folder"),
+        (lambda model, tasks, out: command(model, tasks, out, "--data-dir", "no"), "--data-dir no"),
+        (lambda model, tasks, out: command(model, tasks, tasks), "exists and is no evaluation"),
+        (lambda model, tasks, out: command(model, tasks, out, "--resume"), "no evaluation to go"),
+        (lambda model, tasks, out: command(model, tasks, out, "--engine", "cpy"), "mean 'cpu'"),
+        (lambda model, tasks, out: command(model / "no", tasks, out), "There is no folder"),
+        (
+            lambda model, tasks, out: command(model, tasks, out, "--tasks", f"{GROUP},{CHOICES}"),
+            f"{CHOICES} is asked for more than once (by {GROUP}, {CHOICES})",
+        ),
+        (
+            lambda model, tasks, out: command(model, tasks, out, "--shots", "9"),
+            f"The task {CHOICES} has 4 examples to show, and 9 were asked for",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    words: Words,
+    message: str,
+    tasks: Path,
+    bf16_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    before = sorted(tasks.iterdir())
+    assert main([str(word) for word in words(bf16_folder, tasks, out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert sorted(tasks.iterdir()) == before
+    assert not out.exists()
+
+
+def test_a_task_that_fails_keeps_what_was_found_before(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    (folder / "own.py").write_text("def score(doc, results):\n    return {'acc': 1 / 0}\n")
+    yaml = (folder / f"{LIKELIHOOD}.yaml").read_text()
+    (folder / "bad.yaml").write_text(
+        yaml.replace(f"task: {LIKELIHOOD}", "task: bad\nprocess_results: !function own.score")
+    )
+    out = tmp_path / "out"
+    words = command(bf16_folder, folder, out, "--tasks", f"{CHOICES},bad,{ANSWERS}")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "The task bad failed: ZeroDivisionError" in error and "Traceback" not in error
+    assert [*read_results(out).tasks] == [CHOICES]
+    (folder / "own.py").write_text("def score(doc, results):\n    return {'acc': 1}\n")
+    assert main([*words, "--resume"]) == 0
+    results = read_results(out)
+    assert [*results.tasks] == [CHOICES, "bad", ANSWERS]
+    assert results.tasks["bad"].metrics["acc,none"] == 1
+
+
+def test_chats(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--chat", "--shots", "1", "--limit", "2", "--log-samples"]
+    assert main(command(bf16_folder, tasks, tmp_path / "out", *more)) == 0
+    lines = (tmp_path / "out" / "samples" / f"{CHOICES}.jsonl").read_text().splitlines()
+    prompt = json.loads(lines[0])["arguments"][0][0]
+    # The example and its answer are turns of their own.
+    assert prompt.count("user") == 2 and prompt.count("assistant") == 2
+    bare = tmp_path / "bare"
+    shutil.copytree(bf16_folder, bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert main(command(bare, tasks, tmp_path / "none", "--chat")) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_the_harness_it_says_what_to_install(
+    tasks: Path,
+    bf16_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(command(bf16_folder, tasks, tmp_path / "out")) == 2
+    assert "pip install --editable '.[eval]'" in capsys.readouterr().err
+
+
+def test_a_damaged_folder_is_one_sentence(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for content in ("", "[]", '{"version": 0}', '{"version": 1, "settings": 3}'):
+        (out / "results.json").write_text(content)
+        assert main([*command(bf16_folder, tasks, out), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert str(out / "results.json") in error and "Traceback" not in error
+
+
+def test_the_folder_has_a_name_where_none_is_given(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", str(bf16_folder), "--include", str(tasks), "--tasks", CHOICES, "--limit", "1"]
+    assert main(words) == 0
+    (found,) = (tmp_path / "runs" / "eval").iterdir()
+    assert found.name.endswith(f"bf16-{CHOICES}") and read_results(found).finished
