@@ -68,7 +68,7 @@ ROWS = (
     ("generate", "chat"),
     ("train", "compare", "export", "bench"),
     ("finetune",),
-    ("verify", "scaling", "evaluation"),
+    ("verify", "scaling", "evaluation", "sensitivity"),
     ("quickstart",),
     ("cli",),
 )

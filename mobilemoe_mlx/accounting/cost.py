@@ -68,7 +68,7 @@ def cost(
         total_parameters=total,
         active_parameters=total - idle,
         bf16_bytes=2 * total,
-        int4_bytes=_int4_bytes(packed, routers) + 2 * vectors,
+        int4_bytes=packed_bytes(packed) + 4 * routers + 2 * vectors,
         int4_bytes_paper=(
             _int4_bytes_paper(packed, model.embedding, routers, vectors) if as_the_paper else None
         ),
@@ -94,7 +94,7 @@ def weight_bytes_read(model: Architecture, *, quantized: bool) -> int:
     if not quantized:
         return 2 * matmul
     routers = sum(n * each.router for each, n in _runs(model))
-    return _int4_bytes(matmul - routers, routers)
+    return packed_bytes(matmul - routers) + 4 * routers
 
 
 def attention_flops(model: Architecture, context: int) -> int:
@@ -111,9 +111,9 @@ def _seen(layer: Layer, context: int) -> int:
     return context if layer.window is None else min(context, layer.window)
 
 
-def _int4_bytes(packed: int, routers: int) -> int:
-    """Two codes per byte and a float16 scale per group; routers float32."""
-    return packed // 2 + packed // GROUP_SIZE * 2 + 4 * routers
+def packed_bytes(parameters: int) -> int:
+    """Bytes of INT4: two codes per byte and a float16 scale per group."""
+    return parameters // 2 + parameters // GROUP_SIZE * 2
 
 
 def _int4_bytes_paper(packed: int, embedding: int, routers: int, vectors: int) -> int:

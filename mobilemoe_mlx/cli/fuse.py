@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from mobilemoe_mlx.adapters.fuse import Fused
     from mobilemoe_mlx.model import Model
 
-_ROWS = 8  # of the data that are computed together
-
 EXAMPLES = (
     "mobilemoe fuse runs/quickstart/training/sft/model runs/mine/adapter runs/mine/fused",
     "mobilemoe fuse runs/quickstart/training/sft/model runs/mine/adapter runs/mine/int4 --to int4 "
@@ -82,21 +80,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _heldout(path: str, folder: Path) -> Callable[[Model], float]:
     """Reads the data now, and measures models on its held-out part later."""
-    from mobilemoe_mlx.checkpoint.check import open_checkpoint
-    from mobilemoe_mlx.errors import UserError
-    from mobilemoe_mlx.finetune.data import open_finetune_data
-    from mobilemoe_mlx.finetune.data_config import FinetuneDataConfig
-    from mobilemoe_mlx.tokenizer import load_tokenizer
+    from mobilemoe_mlx.finetune.heldout_data import open_heldout_data
     from mobilemoe_mlx.train.evaluate import heldout_loss
 
-    checkpoint = open_checkpoint(folder)
-    context = min(FinetuneDataConfig.context, checkpoint.args.max_position_embeddings)
-    config = FinetuneDataConfig(path=path, context=context)
-    tokenizer = load_tokenizer(folder, checkpoint.end_token_ids())
-    batches = open_finetune_data(config, tokenizer, _ROWS).stage.heldout.batches
-    if not batches:
-        raise UserError(f"{path} has nothing to hold out: give more records, or a valid.jsonl.")
-    return lambda model: heldout_loss(model, batches, document_mask=config.document_mask)
+    data = open_heldout_data(path, folder)
+    return lambda model: heldout_loss(model, data.batches, document_mask=data.document_mask)
 
 
 def _text(done: Fused) -> str:

@@ -55,6 +55,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "compare": Command("compare MLX with PyTorch, layer by layer", True),
         "eval": Command("score a model on benchmarks, whatever engine runs it", True),
+        "sensitivity": Command("measure which tensors' rounding to INT4 costs how much", True),
         "scale": Command("ask the scaling law what to build and what to expect", False),
     },
 }
