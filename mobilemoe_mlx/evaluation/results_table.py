@@ -110,7 +110,9 @@ def _means(results: Results, wanted: Sequence[WantedTask], suite: Suite) -> list
     if scores and suite.mean is not None:
         of = len(suite.tasks) + len(suite.missing)
         which = f"the {of}" if len(scores) == of else f"{len(scores)} of the {of}"
-        parts.append(f"Mean of {which}: {100 * sum(scores) / len(scores):.1f}")
+        limited = any(each.limit is not None for each in wanted)
+        first = ", of their first questions alone" if limited else ""
+        parts.append(f"Mean of {which}{first}: {100 * sum(scores) / len(scores):.1f}")
         parts.append(f"Published means of the {of}:\n{text_table.columns([*_published(suite)])}")
     return [*parts, suite.metric_note] if suite.metric_note else parts
 

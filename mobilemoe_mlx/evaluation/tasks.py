@@ -26,8 +26,23 @@ if TYPE_CHECKING:
 # The seeds that the harness begins with: some tasks shuffle their choices, and examples are drawn.
 _SEED, _SHOTS_SEED = 0, 1234
 
-# What the modules of some tasks import, where the name of the package is another.
-_PACKAGES = {"math_verify": "lm-eval[math]", "langdetect": "lm-eval[ifeval]"}
+# What installs the modules that some tasks import.
+_PACKAGES = {
+    "math_verify": "lm-eval[math]",
+    "antlr4": "lm-eval[math]",
+    "langdetect": "lm-eval[ifeval]",
+    "immutabledict": "lm-eval[ifeval]",
+}
+
+
+class _MissingPackage(Exception):
+    """A package that a task imports is not installed."""
+
+    def __init__(self, task: str, error: ImportError) -> None:
+        super().__init__(task)
+        self.task, self.said = task, " ".join(str(error).split())
+        module = error.name or next((name for name in _PACKAGES if name in self.said), "")
+        self.package = _PACKAGES.get(module, module)
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ def load_tasks(
     loaded: list[LoadedTask] = []
     groups: dict[str, Group] = {}
     missing: dict[str, str] = {}  # data set -> the task that needs it
+    lacking: list[_MissingPackage] = []
     with data.in_place(), _code_eval() if any(runs_programs) else contextlib.nullcontext():
         for each in wanted:
             try:
@@ -131,10 +147,15 @@ def load_tasks(
             except MissingDataset as error:
                 missing.setdefault(error.repo, each.task)
                 continue
+            except _MissingPackage as error:
+                lacking.append(error)
+                continue
             loaded += [LoadedTask(task, each, len(task.eval_docs)) for task in tasks]
             groups |= found
-    if missing:
-        raise UserError(_missing(missing))
+    if missing or lacking:
+        told = [_missing_packages(lacking)] if lacking else []
+        told += [_missing(missing)] if missing else []
+        raise UserError("\n".join(told))
     _check_once(loaded)
     return LoadedTasks(tuple(loaded), groups, tuple(wanted))
 
@@ -227,9 +248,7 @@ def _load(
     except (MissingDataset, UserError):
         raise
     except ImportError as error:
-        package = _PACKAGES.get(error.name or "", "")
-        advice = f": pip install '{package}'" if package else ""
-        raise UserError(f"The task {wanted.task} needs a package ({error}){advice}.") from None
+        raise _MissingPackage(wanted.task, error) from None
     except Exception as error:  # whatever a task's YAML, functions and data make of each other
         said = " ".join(str(error).split())
         raise UserError(
@@ -266,6 +285,13 @@ def _set_shots(task: Task, shots: int | None) -> None:
             f"The task {task.task_name} has {len(task.sampler.df)} examples to show, and {wanted} "
             "were asked for (--shots)."
         )
+
+
+def _missing_packages(lacking: Sequence[_MissingPackage]) -> str:
+    tasks = "; ".join(f"{each.task} ({each.said})" for each in lacking)
+    packages = sorted({f"'{each.package}'" for each in lacking if each.package})
+    advice = f" Install them: pip install {' '.join(packages)}" if packages else ""
+    return f"Packages are missing that tasks import: {tasks}.{advice}"
 
 
 def _missing(missing: Mapping[str, str]) -> str:

@@ -185,7 +185,6 @@ def test_data_that_hf_download_fetched(
         (("metric: acc_norm", "metric: acc_nrm"), "'acc_nrm' (did you mean 'acc_norm'?)"),
         (("output_type: multiple_choice", "output_type: many"), "cannot be loaded"),
         (("metadata:", "doc_to_image: image\nmetadata:"), "pictures"),
-        (("metadata:", "process_docs: !function absent.f\nmetadata:"), "needs a package"),
     ],
 )
 def test_a_task_that_cannot_be_loaded(change: tuple[str, str], message: str, folder: Path) -> None:
@@ -194,6 +193,21 @@ def test_a_task_that_cannot_be_loaded(change: tuple[str, str], message: str, fol
     with pytest.raises(UserError, match=f"The task {CHOICES} ") as caught:
         load(CHOICES, include=[folder])
     assert message in str(caught.value)
+
+
+def test_missing_packages_and_data_are_told_together(folder: Path) -> None:
+    path = folder / f"{CHOICES}.yaml"
+    yaml = path.read_text()
+    (folder / "own.py").write_text("import langdetect_is_absent\n")
+    path.write_text(yaml + "process_docs: !function own.process\n")
+    other = yaml.replace(CHOICES, "other").replace("dataset_path: json", "dataset_path: some/data")
+    (folder / "other.yaml").write_text(other)
+    with pytest.raises(UserError) as caught:
+        load(CHOICES, "other", include=[folder])
+    message = str(caught.value)
+    assert f"{CHOICES} (No module named 'langdetect_is_absent')" in message
+    assert "pip install 'langdetect_is_absent'" in message
+    assert "hf download --repo-type dataset some/data" in message
 
 
 def test_nothing_stays_patched(folder: Path) -> None:
