@@ -297,4 +297,9 @@ def copy(source: Path, target: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON and a newline, as `write` does."""
-    write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write(path, json_text(content).encode())
+
+
+def json_text(content: Any) -> str:
+    """`content` as indented JSON and a newline."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

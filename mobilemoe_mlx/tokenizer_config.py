@@ -11,18 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
 from mobilemoe_mlx.config import MODEL_TYPE
-
-
-class MobileMoEConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers' base is untyped
-    """config.json as transformers holds it; `ModelArgs` is what this package uses."""
-
-    model_type = MODEL_TYPE
-    # Declared, since the base class reads them before it sets what it was given.
-    max_position_embeddings: int = 8192
-    rope_parameters: dict[str, Any] | None = None
+from mobilemoe_mlx.transformers_model.configuration_mobilemoe import MobileMoEConfig
 
 
 def register() -> None:

@@ -32,6 +32,7 @@ ROWS = (
         "onnx_folder",
         "cpu_kernel",
         "onnx_operators",
+        "transformers_model",
     ),
     (
         "config",
@@ -84,6 +85,9 @@ ABOUT_EXTRAS = (
     "engines.onnx",
     "engines.onnx_session",
     "evaluation.harness_model",
+    "transformers_model.int4_mobilemoe",
+    "transformers_model.layers_mobilemoe",
+    "transformers_model.modeling_mobilemoe",
 )
 
 

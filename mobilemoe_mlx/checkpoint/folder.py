@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import files, transformers_model
 from mobilemoe_mlx.all_or_none import whole_folder
 from mobilemoe_mlx.checkpoint.check import INDEX_FILE
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor, plan_shards, write_file
@@ -37,6 +37,8 @@ def published_config(args: ModelArgs, original: Mapping[str, Any] | None = None)
     """
     config = dict(original or {})
     config.pop("model_file", None)
+    if config.get("auto_map") == transformers_model.AUTO_MAP:
+        del config["auto_map"]  # its files belong to the folder for transformers
     if (config.get("quantization") or {}).get("format") != INT4_FORMAT:
         config.pop("quantization", None)
     if original is None or ModelArgs.from_dict(config) != args:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import files, transformers_model
 from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
 from mobilemoe_mlx.checkpoint.layouts import Layout
+from mobilemoe_mlx.checkpoint.settings_files import settings_files
 from mobilemoe_mlx.config import MLX_QUANTIZATION, ScaleRule
+from mobilemoe_mlx.config_spelling import without_other_spellings
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import resolved
 from mobilemoe_mlx.int4_rounding import as_quantized
@@ -51,7 +52,7 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
-    to: Literal["published", "mlx"] = "published",
+    to: Literal["published", "mlx", "transformers"] = "published",
     quantize: bool = False,
     rule: ScaleRule = "unclipped",
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -59,8 +60,9 @@ def convert(
 ) -> Converted:
     """Rewrite the checkpoint folder `source` as `output`, exactly, holding one tensor at a time.
 
-    `to`: "published" (from either INT4 form, or BF16) or "mlx", a folder for mlx-lm's own commands,
-    which `load` reads too. `quantize` first rounds a BF16 checkpoint to nearest INT4, which is the
+    `to`: "published" (from either INT4 form, or BF16); "mlx", a folder for mlx-lm's own commands;
+    or "transformers", the published layout with the Python files by which transformers reads it.
+    `load` reads all three. `quantize` first rounds a BF16 checkpoint to nearest INT4, which is the
     one lossy step, with the scales of `rule` (`int4.quantize`). Raises UserError for a source with
     anything wrong, before anything is written (to be rounded, its numbers must be finite), and when
     `output` is not empty (unless `overwrite`) or cannot be written.
@@ -86,12 +88,17 @@ def convert(
 
             settings = files.read_json(path)
             if (plain := plain_settings(settings)) != settings:
-                extra_files[path.name] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+                extra_files[path.name] = files.json_text(plain)
     elif checkpoint.layout is Layout.MLX_INT4 or metadata.get("format") == "mlx":
         tensors = layouts.to_published(checkpoint.tensors)
         metadata = {**metadata, "format": "pt"}
     else:
         tensors = checkpoint.tensors
+    if to == "transformers":
+        tensors = {layouts.published_name(name): tensor for name, tensor in tensors.items()}
+        metadata = {**metadata, "format": "pt"}  # without which transformers refuses the file
+        config = _transformers_config(checkpoint, config)
+        extra_files = transformers_model.model_files() | settings_files(checkpoint, config)
     write_model_folder(
         output,
         config,
@@ -128,6 +135,14 @@ def _mlx_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.layout is not Layout.FLOAT:
         config["quantization"] = dict(MLX_QUANTIZATION)
     return config
+
+
+def _transformers_config(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with every published field under its name, and what names the Python files."""
+    args = dataclasses.replace(checkpoint.args, eos_token_id=checkpoint.end_token_ids())
+    config = without_other_spellings(config) | args.to_dict()
+    config.pop("quantization_config", None)  # by which transformers would look for a quantiser
+    return config | {"auto_map": dict(transformers_model.AUTO_MAP)}
 
 
 def check_apart(source: Path, output: Path) -> None:

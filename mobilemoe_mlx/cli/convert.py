@@ -10,6 +10,7 @@ from mobilemoe_mlx.config import SCALE_RULES
 
 EXAMPLES = (
     "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-mlx --to mlx",
+    "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-transformers --to transformers",
     "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-rounded --quantize",
     "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-shards --shard-size 4MB "
     "--json runs/convert.json",
@@ -22,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="the folder to write")
     parser.add_argument(
         "--to",
-        choices=("published", "mlx"),
+        choices=("published", "mlx", "transformers"),
         default="published",
-        help="the layout: as published (default), or for mlx_lm.generate, .server and .evaluate "
-        "with --trust-remote-code",
+        help="the layout: as published (default); for mlx_lm.generate, .server and .evaluate with "
+        "--trust-remote-code; or as published with the files of a PyTorch model for transformers",
     )
     parser.add_argument(
         "--quantize", action="store_true", help="round a BF16 checkpoint to nearest INT4 (lossy)"
@@ -77,3 +78,6 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.to == "mlx":
         print(f"Try: mlx_lm.generate --model {args.output} --trust-remote-code --prompt Hello")
+    elif args.to == "transformers":
+        load = f"AutoModelForCausalLM.from_pretrained({args.output!r}, trust_remote_code=True)"
+        print(f"In Python: {load}")
