@@ -11,9 +11,8 @@ from mobilemoe_mlx.config import SCALE_RULES
 EXAMPLES = (
     "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-mlx --to mlx",
     "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-transformers --to transformers",
-    "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-rounded --quantize",
-    "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-shards --shard-size 4MB "
-    "--json runs/convert.json",
+    "mobilemoe convert runs/quickstart/training/sft/model runs/tiny-rounded --quantize "
+    "--shard-size 4MB --json runs/convert.json",
 )
 
 

@@ -144,3 +144,13 @@ def test_info_of_our_adapter(int4_folder: Path, tmp_path: Path, capsys: pytest.C
     for part in ("rank 5", "trained through INT4, with paper scales", "embed_tokens", "0 to 1"):
         assert part in words
     assert base_digest(int4_folder).weights[:16] in text
+
+
+@pytest.mark.parametrize("to", ["published", "mlx", "transformers"])
+def test_an_adapter_alone_is_told_from_a_model(
+    bf16_folder: Path, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+):
+    adapter = write_adapter(bf16_folder, tmp_path / "adapter", AdapterConfig())
+    assert main(["convert", str(adapter), str(tmp_path / "out"), "--to", to]) == 2
+    assert "is an adapter, and no model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

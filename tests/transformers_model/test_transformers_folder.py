@@ -299,7 +299,7 @@ def test_a_new_model_can_be_made(folder: Path) -> None:
 def test_the_way_back(
     tmp_path: Path, folder: Path, sources: dict[str, Path], kind: str, capsys: Any
 ) -> None:
-    """`--to published` takes the added files away again; `load` and the commands read the folder."""
+    """`--to published` takes the added files away; `load` and the commands read the folder."""
     convert(folder, tmp_path / "back")
     assert_same_bits(read(tmp_path / "back"), read(sources[kind]))
     assert not list((tmp_path / "back").glob("*.py"))
