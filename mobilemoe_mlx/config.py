@@ -435,9 +435,8 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     if not path.exists():
         if (folder / "adapter_config.json").exists():
             raise UserError(
-                f"{folder} is an adapter, and no model: name the checkpoint that it is of, and make "
-                "the adapter part of it first (`mobilemoe fuse`) or, where there is --adapter, "
-                "give it there."
+                f"{folder} is an adapter, and no model: name its checkpoint, and make the adapter "
+                "part of that first (`mobilemoe fuse`) or, where there is --adapter, give it there."
             )
         raise UserError(f"{folder} has no {name}: is it a model folder?")
     config = files.read_json(path)
