@@ -56,7 +56,7 @@ def bench(
         )
     if rounds < 1:
         raise UserError(f"{rounds} rounds: at least 1 is needed.")
-    library.check_threads(threads)
+    library.check_threads(threads, "bench")
     room = max(lengths[-1], SHORT_PROMPT) + DECODED
     taking_part = engines(folder, args, names, threads, expert_memory)
     taking_part += [rival(name, folder, args, threads, room, llama_python) for name in rivals]

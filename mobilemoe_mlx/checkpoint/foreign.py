@@ -15,6 +15,10 @@ _FORMATS = {
         "files of llama.cpp are not read, since they hold weights that are rounded in another way. "
         f"{_ADVICE}"
     ),
+    (".onnx",): (
+        "an ONNX model is run by the engine 'onnx', beside the manifest.json of its export, and is "
+        "not read back. Take the checkpoint that it was made from"
+    ),
 }
 
 

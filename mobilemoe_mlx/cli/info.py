@@ -79,8 +79,11 @@ def _describe(name: str | None, context: int | None) -> tuple[Any, str]:
 def _is_checkpoint(path: Path) -> bool:
     if path.suffix == ".json":
         return path.is_file()
-    # An export's resources have a config.json too.
-    return (path / "config.json").exists() and not (path / "manifest.json").is_file()
+    # Exports have a config.json too: resources beside a manifest, ONNX folders beside a model.
+    if (path / "manifest.json").is_file():
+        return False
+    is_onnx = (path / MODEL).is_file() and not any(path.glob("*.safetensors"))
+    return (path / "config.json").exists() and not is_onnx
 
 
 def _package_path(path: Path) -> Path | None:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from mobilemoe_mlx.cpu_kernel import structures as s
+from mobilemoe_mlx.cpu_kernel.not_built import BUILD_AGAIN, not_built
 from mobilemoe_mlx.errors import UserError
 
 PATH = Path(__file__).with_name(
     "libmobilemoe.dylib" if sys.platform == "darwin" else "libmobilemoe.so"
 )
-_AGAIN = "`pip install --force-reinstall --no-deps .` in the checkout"
 
 
 class KernelError(UserError):
@@ -36,21 +36,18 @@ def is_built() -> bool:
 def load() -> Library:
     """This package's library; raises UserError, saying what to install, where there is none."""
     if not is_built():
-        compiler = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
-        raise UserError(
-            "The CPU engine is not there: no C++ compiler was found when mobilemoe-mlx was "
-            f"installed. Install one ({compiler}), then the package again: {_AGAIN}. "
-            "Or use the engine 'mlx'."
-        )
+        raise not_built("The CPU engine is not there: its library", "Or use the engine 'mlx'.")
     try:
         library = Library(PATH)
         version = library.function("abi_version")()
     except (OSError, AttributeError) as error:
-        raise UserError(f"{PATH} cannot be loaded ({error}): build it again, {_AGAIN}.") from None
+        raise UserError(
+            f"{PATH} cannot be loaded ({error}): build it again, {BUILD_AGAIN}."
+        ) from None
     if version != s.ABI_VERSION:
         raise UserError(
             f"{PATH} has version {version} of the kernel's interface, and this package needs "
-            f"{s.ABI_VERSION}: build it again, {_AGAIN}."
+            f"{s.ABI_VERSION}: build it again, {BUILD_AGAIN}."
         )
     return library
 
@@ -61,10 +58,10 @@ def default_threads() -> int:
     return min(cpus, s.MOST_THREADS)
 
 
-def check_threads(threads: int) -> None:
-    """Raise UserError for a number of threads that the library does not take."""
+def check_threads(threads: int, what: str = "the CPU engine") -> None:
+    """Raise UserError for a number of threads that the library does not take, nor `what`."""
     if not 1 <= threads <= s.MOST_THREADS:
-        raise UserError(f"{threads} threads: the CPU engine takes 1 to {s.MOST_THREADS}.")
+        raise UserError(f"{threads} threads: {what} takes 1 to {s.MOST_THREADS}.")
 
 
 def tensor(array: np.ndarray | None) -> s.Tensor:

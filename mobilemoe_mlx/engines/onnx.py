@@ -45,7 +45,7 @@ class ONNXEngine(Engine):
         self.precision = precision
         self.export, self.folder = export, export.path
         self.threads = library.default_threads() if threads is None else threads
-        library.check_threads(self.threads)
+        library.check_threads(self.threads, "the engine 'onnx'")
         self.runtime = open_session(export, self.threads, precision)
         self._all_logits: onnxruntime.InferenceSession | None = None
         metadata = self.runtime.get_modelmeta().custom_metadata_map

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.cpu_kernel.not_built import not_built
 
 DOMAIN = "mobilemoe"
 _PATH = Path(__file__).with_name(
@@ -19,12 +19,8 @@ def library_path() -> Path:
     Raises UserError, saying what to install, where it was not built.
     """
     if not _PATH.is_file():
-        compiler = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++"
-        raise UserError(
-            "The operators for ONNX Runtime are not there: they are built when mobilemoe-mlx is "
-            f"installed, if there is a C++ compiler then. Install one ({compiler}) if you have "
-            "none, then the package again: `pip install --force-reinstall --no-deps .` in the "
-            "checkout. "
-            "Or use a form of folder that needs none: `--form portable`."
+        raise not_built(
+            "The operators for ONNX Runtime are not there: their library",
+            "Or use a form of folder that needs none: `--form portable`.",
         )
     return _PATH

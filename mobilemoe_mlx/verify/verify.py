@@ -18,7 +18,7 @@ from mobilemoe_mlx.engines import Engine, default_engine, open_engine
 from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
-from mobilemoe_mlx.files import parse_json, resolved, user_path
+from mobilemoe_mlx.files import parse_json, resolved, user_path, visible
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.onnx_folder.extra import need
@@ -149,9 +149,26 @@ def _open_saved(path: Path) -> SavedExport:
         from mobilemoe_mlx.verify.onnx.onnx_export import ONNXExport
 
         return ONNXExport(path)
+    if not (path / "Manifest.json").exists():
+        raise UserError(
+            f"{path} is {_what_it_is(path)}, and no export: give a .mlpackage, or a folder that "
+            "`mobilemoe export onnx` wrote."
+        )
     from mobilemoe_mlx.verify.coreml.open_package import open_package
 
     return open_package(path)
+
+
+def _what_it_is(path: Path) -> str:
+    if path.is_file():
+        return "a file"
+    if not any(visible(path.iterdir())):
+        return "an empty folder"
+    if path.suffix == ".mlpackage":
+        return "a folder without the Manifest.json of a .mlpackage"
+    if (path / "config.json").is_file():
+        return "a checkpoint, or the folder of resources beside a .mlpackage"
+    return "a folder of other things"
 
 
 def _check_choices(cases: Sequence[str], greedy_tokens: int, seed: int) -> None:

@@ -376,8 +376,20 @@ def test_the_smallest_context_needs_no_prompt(int4_folder: Path, tmp_path: Path)
 
 
 def test_not_a_package(tmp_path: Path, int4_folder: Path) -> None:
-    with pytest.raises(UserError, match="not a Core ML package"):
-        verify_package(tmp_path, int4_folder)
+    package, file = tmp_path / "it.mlpackage", tmp_path / "file"
+    package.mkdir()
+    (package / "Data").mkdir()
+    file.touch()
+    (tmp_path / "empty").mkdir()
+    for path, what in (
+        (tmp_path / "empty", "an empty folder"),
+        (tmp_path, "a folder of other things"),
+        (int4_folder, "a checkpoint"),
+        (package, "a folder without the Manifest.json"),
+        (file, "a file"),
+    ):
+        with pytest.raises(UserError, match=f"is {what}.*, and no export"):
+            verify_package(path, int4_folder)
 
 
 def test_a_foreign_package(good: Path, int4_folder: Path, mutable: Path) -> None:

@@ -233,6 +233,9 @@ def test_what_is_missing_or_too_old_is_one_sentence(
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     refused("does not load", lambda: open_engine(folder))
     refused("no folder that `mobilemoe export onnx` wrote", lambda: open_engine(checkpoint, "onnx"))
+    refused(
+        "the engine 'onnx' takes 1 to 16", lambda: open_engine(exported("portable"), threads=17)
+    )
     refused("takes no adapters", lambda: open_engine(exported("portable"), "onnx", adapters=[1]))
     refused("takes no adapters", lambda: open_engine(exported("portable"), adapters=[1]))
 
@@ -260,6 +263,18 @@ def test_a_graph_that_loads_and_does_not_run(exported: Any, tmp_path: Path) -> N
     session = open_engine(folder).session()
     with pytest.raises(UserError, match=r"does not run .*it: .*invalid dimensions"):
         session.feed([1, 2, 3])
+
+
+def test_without_its_manifest_it_is_no_checkpoint(
+    exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(exported("portable"), tmp_path / "it")
+    (folder / "manifest.json").unlink()
+    assert main(["info", str(folder)]) == 2
+    assert "no folder that `mobilemoe export onnx` wrote" in capsys.readouterr().err
+    for line in (["generate", str(folder), "--prompt", "x"], ["convert", str(folder), "out"]):
+        assert main(line) == 2
+        assert "only model.onnx: an ONNX model is run by" in capsys.readouterr().err
 
 
 def test_info_of_damaged_files_is_one_sentence(
