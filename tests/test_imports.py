@@ -26,6 +26,7 @@ ROWS = (
         "finite_number",
         "tables",
         "text_table",
+        "png_pictures",
         "mlx_on_linux",
         "memory",
         "mlpackage",

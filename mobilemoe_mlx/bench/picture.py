@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
+
+from mobilemoe_mlx.png_pictures import png_bytes
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.bench.results import Results
@@ -29,6 +30,4 @@ def draw(results: Results) -> bytes:
         panel.grid(alpha=0.3)
         panel.legend()
     figure.suptitle(f"{results.cpu}, {results.threads} threads", fontsize=9)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return png_bytes(figure)

@@ -9,7 +9,7 @@ import sys
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.engine_arguments import add_expert_memory_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.png_pictures import check_can_draw
 
 EXAMPLES = (
     "mobilemoe bench runs/quickstart/training/qat/model --contexts 256 --rounds 1",
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     check_json(args.json)
     if args.picture is not None:
-        _check_picture(args.picture)
+        check_can_draw("--picture", args.picture)
     from mobilemoe_mlx.bench.measure import bench
     from mobilemoe_mlx.bench.results import read_results
     from mobilemoe_mlx.bench.table import as_text
@@ -111,13 +111,3 @@ def _lengths(text: str) -> list[int]:
     if not all(found):
         raise argparse.ArgumentTypeError(f"'{text}' is not like 256,1k,4k")
     return [int(m[1]) * (1024 if m[2] else 1) for m in found if m is not None]
-
-
-def _check_picture(option: str) -> None:
-    files.output_file(option, "--picture")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--picture needs matplotlib: `pip install --editable '.[plot]'` in the checkout."
-        ) from None

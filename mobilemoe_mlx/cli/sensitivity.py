@@ -73,14 +73,13 @@ def run(args: argparse.Namespace) -> None:
     for option, least in (("tokens", 1), ("experts", 0)):
         if getattr(args, option) < least:
             raise UserError(f"--{option} is {getattr(args, option)}; it must be at least {least}.")
-    from mobilemoe_mlx.sensitivity.picture import check_can_draw, picture
+    from mobilemoe_mlx.png_pictures import check_can_draw
+    from mobilemoe_mlx.sensitivity.picture import picture
     from mobilemoe_mlx.sensitivity.run import run_sensitivity
     from mobilemoe_mlx.sensitivity.table import as_text
 
-    target = None
     if args.picture is not None:
-        check_can_draw()
-        target = files.output_file(args.picture, "--picture")
+        check_can_draw("--picture", args.picture)
     found = run_sensitivity(
         args.model,
         args.data,
@@ -91,8 +90,8 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         progress=_bar,
     )
-    if target is not None:
-        files.write(target, picture(found))
+    if args.picture is not None:
+        files.write(files.user_path(args.picture), picture(found))
     write_json(args.json, found.to_dict())
     if not prints_json(args.json):
         print(as_text(found))

@@ -177,6 +177,11 @@ class EvaluationFolder:
         files.write(path, "".join(lines).encode(errors="surrogatepass"))
 
 
+def is_evaluation(folder: str | Path) -> bool:
+    """Whether `folder` holds an evaluation, finished or not."""
+    return EvaluationFolder(files.user_path(folder)).results.is_file()
+
+
 def read_results(folder: str | Path) -> Results:
     """The evaluation in `folder`; raises UserError where it is none, or damaged."""
     path = EvaluationFolder(files.user_path(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.png_pictures import png_bytes
 from mobilemoe_mlx.scaling.compare import Costed
 from mobilemoe_mlx.scaling.design import Bounds, Space, best_of_each, bounds_of
 from mobilemoe_mlx.scaling.fit import Fit
@@ -20,16 +19,6 @@ from mobilemoe_mlx.scaling.law import BILLION, Law
 from mobilemoe_mlx.scaling.results import Row
 
 EXPERTS = (1, 2, 4, 8, 16, 32)
-
-
-def check_can_draw() -> None:
-    """Before the work starts: raises UserError without matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--pictures needs matplotlib: `pip install --editable '.[plot]'` in the checkout."
-        ) from None
 
 
 def write(folder: Path | str, pictures: dict[str, bytes]) -> list[Path]:
@@ -234,6 +223,4 @@ def png_of(figure: Any, with_legend: list[Any]) -> bytes:
     for panel in figure.axes:
         if panel.get_xscale() == "log" and panel.xaxis.get_transform().base == 10:
             _tick(panel)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return png_bytes(figure)

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.png_pictures import png_bytes
 from mobilemoe_mlx.sensitivity.measure import Cost, Sensitivity
-
-
-def check_can_draw() -> None:
-    """Before the work starts: raises UserError without matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--picture needs matplotlib: `pip install --editable '.[plot]'` in the checkout."
-        ) from None
 
 
 def picture(found: Sensitivity) -> bytes:
     """A PNG: costs of layers and kinds, and what was asked for besides: experts, budgets."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = 1 + (found.estimates is not None) + bool(found.suggestions)
-    figure, axes = plt.subplots(
-        1, panels, figsize=(1.5 + 5 * panels, 4.8), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(1.5 + 5 * panels, 4.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)
     left, *others = axes[0]
     _bars(left, [*found.layers, *(c for c in found.kinds if c.name != "embedding")])
     if found.estimates is not None:
         _map(figure, others.pop(0), found.estimates.share)
     if found.suggestions:
         _budgets(others.pop(0), found)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    plt.close(figure)
-    return content.getvalue()
+    return png_bytes(figure)
 
 
 def _bars(axes: Any, costs: list[Cost]) -> None:

@@ -17,9 +17,9 @@ def check_pictures(option: str | None) -> None:
     """Before the work starts: raises UserError where pictures can be neither drawn nor written."""
     if option is None:
         return
-    from mobilemoe_mlx.scaling.pictures import check_can_draw
+    from mobilemoe_mlx.png_pictures import check_can_draw
 
-    check_can_draw()
+    check_can_draw("--pictures")
     files.output_folder(option)
 
 
