@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
 def _bar(total: int) -> Callable[[], None]:
     from tqdm import tqdm
 
-    bar = tqdm(total=total, desc="sensitivity", unit="evaluation", file=sys.stderr)
+    bar = tqdm(total=total, desc="sensitivity", unit="measurement", file=sys.stderr)
 
     def done() -> None:
         bar.update()

@@ -29,6 +29,10 @@ class DocumentLosses:
         """Nats a target."""
         return float(self.sums.sum() / self.targets.sum())
 
+    def only(self, chosen: np.ndarray) -> DocumentLosses:
+        """Those of the documents where bool `chosen` [documents] is true."""
+        return DocumentLosses(self.sums[chosen], self.targets[chosen])
+
 
 def document_losses(
     model: Model, batches: Sequence[Batch], *, document_mask: bool, chunk: int = 2048

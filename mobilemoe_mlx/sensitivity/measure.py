@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mobilemoe_mlx import linux_cpu, text_table
 from mobilemoe_mlx.accounting.cost import account
@@ -51,14 +52,21 @@ class ExpertCost:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The best mix of BF16 and INT4 under a budget, and how it was when measured."""
+    """The best mix of BF16 and INT4 under a budget, and how it was when measured.
+
+    It is chosen by one half of the documents and measured on the other: on those that it was chosen
+    by, the tensors that happened to look costly would be flattered. INT4 and BF16 beside it are of
+    that other half too.
+    """
 
     budget: int  # bytes
     nbytes: int  # of all tensors
     kept: tuple[str, ...]  # the parts that stay BF16
     predicted: float  # loss of BF16 and the costs of what is rounded, added up
-    measured: Interval  # loss over that of BF16
     loss: float
+    loss_bf16: float
+    loss_int4: float
+    measured: Interval  # loss over that of BF16
 
 
 @dataclass(frozen=True)
@@ -104,40 +112,57 @@ class _Measure:
         self.parts = parts_of(rounding.model)
         self._data = {"batches": batches, "document_mask": document_mask}
         self._done = done
+        self._found: dict[frozenset[Part], DocumentLosses] = {}
         self.bf16 = self.losses(())
         self.int4 = self.losses(self.parts)
+        done()
 
-    def losses(
+    def losses(self, parts: Iterable[Part]) -> DocumentLosses:
+        """With `parts` rounded; what was found before where the same ones are asked for again, as
+        of an embedding, which is a layer and a kind of its own."""
+        key = frozenset(parts)
+        if key not in self._found:
+            self._found[key] = self._losses(key)
+        return self._found[key]
+
+    def _losses(
         self,
         parts: Iterable[Part],
         chosen: Callable[[Part, mx.array, mx.array], mx.array] | None = None,
     ) -> DocumentLosses:
         with self.rounding.of(parts, chosen):
-            found = document_losses(self.rounding.model, **self._data)  # type: ignore[arg-type]
-        self._done()
-        return found
+            return document_losses(self.rounding.model, **self._data)  # type: ignore[arg-type]
 
     def change(self, base: DocumentLosses, other: DocumentLosses) -> Interval:
         return paired_interval(base.sums, other.sums, weights=base.targets)
 
     def cost(self, name: str, parts: Sequence[Part]) -> Cost:
         others = [part for part in self.parts if part not in parts]
-        return Cost(
+        cost = Cost(
             name,
             sum(part.bf16_bytes - part.int4_bytes for part in parts),
             self.change(self.bf16, self.losses(parts)),
             self.change(self.losses(others), self.int4),
         )
+        self._done()
+        return cost
+
+    def cost_by_document(self, part: Part) -> np.ndarray:
+        """The mean of both of `cost`'s differences, summed over each document's targets."""
+        alone = self.losses([part]).sums - self.bf16.sums
+        last = self.int4.sums - self.losses(p for p in self.parts if p != part).sums
+        return (alone + last) / 2
 
     def expert(self, layer: int, expert: int, estimates: ExpertEstimates) -> ExpertCost:
         own = [part for part in expert_parts(self.parts) if part.layer == layer]
         count = self.rounding.model.args.num_local_experts
         it = (mx.arange(count) == expert)[:, None, None]
-        alone = self.losses(own, lambda _, bf16, int4: mx.where(it, int4, bf16))
-        others = self.losses(
+        alone = self._losses(own, lambda _, bf16, int4: mx.where(it, int4, bf16))
+        others = self._losses(
             self.parts,
             lambda part, bf16, int4: mx.where(it, bf16, int4) if part in own else int4,
         )
+        self._done()
         return ExpertCost(
             layer,
             expert,
@@ -162,7 +187,7 @@ def sensitivity(
 
     `experts`: how many of the costliest to measure by themselves. `budgets`: bytes of all tensors,
     each of which gives a suggestion; then every tensor is measured by itself. `progress`: given the
-    number of evaluations, returns what is called after each. Raises UserError for a budget that is
+    number of measurements, returns what is called after each. Raises UserError for a budget that is
     no question: INT4 does not fit, or BF16 does.
     """
     linux_cpu.keep_freed_memory()
@@ -178,7 +203,7 @@ def sensitivity(
     all_experts = model.args.num_hidden_layers * model.args.num_local_experts
     experts = min(experts, all_experts)
     groups = len(by_layer) + len(by_kind) + experts + (len(parts) if budgets else 0)
-    done = progress(2 + 2 * groups + len(budgets))
+    done = progress(1 + groups)
     measure = _Measure(Rounding(model, rule), batches, document_mask, done)
     layers = tuple(
         measure.cost(name if isinstance(name, str) else f"layer {name}", group)
@@ -192,8 +217,7 @@ def sensitivity(
         ranked = estimates.ranked()[:experts]
         measured = tuple(measure.expert(*place, estimates) for place in ranked)
     each = {p.parameter: measure.cost(p.name, [p]) for p in parts} if budgets else {}
-    costs = {parameter: cost.cost for parameter, cost in each.items()}
-    suggestions = tuple(_suggestion(measure, budget, besides, costs) for budget in sorted(budgets))
+    suggestions = tuple(_suggestion(measure, budget, besides) for budget in sorted(budgets))
     return Sensitivity(
         documents=len(measure.bf16.sums),
         targets=int(measure.bf16.targets.sum()),
@@ -225,20 +249,31 @@ def check_budgets(budgets: Sequence[int], args: ModelArgs) -> None:
             )
 
 
-def _suggestion(
-    measure: _Measure, budget: int, besides: int, costs: dict[str, float]
-) -> Suggestion:
+def _suggestion(measure: _Measure, budget: int, besides: int) -> Suggestion:
+    targets = measure.bf16.targets
+    by = np.arange(len(targets)) % 2 == 0
+    on = ~by
+    costs, predicted = {}, {}
+    for part in measure.parts:
+        found = measure.cost_by_document(part)
+        sure = paired_interval(np.zeros(by.sum()), found[by], weights=targets[by])
+        # Bytes are spent on what is sure to cost something, not on noise.
+        costs[part.parameter] = 0.0 if sure.has_zero else sure.mean
+        predicted[part.parameter] = float(found[on].sum() / targets[on].sum())
     choice: Choice | None = cheapest(measure.parts, costs, budget - besides)
     assert choice is not None, "INT4 was found to fit"
-    losses = measure.losses(choice.rounded)
-    kept = tuple(part.name for part in measure.parts if part not in choice.rounded)
+    bf16, int4, mixed = (
+        each.only(on) for each in (measure.bf16, measure.int4, measure.losses(choice.rounded))
+    )
     return Suggestion(
         budget=budget,
         nbytes=choice.nbytes + besides,
-        kept=kept,
-        predicted=measure.bf16.mean + choice.cost,
-        measured=measure.change(measure.bf16, losses),
-        loss=losses.mean,
+        kept=tuple(part.name for part in measure.parts if part not in choice.rounded),
+        predicted=bf16.mean + sum(predicted[part.parameter] for part in choice.rounded),
+        loss=mixed.mean,
+        loss_bf16=bf16.mean,
+        loss_int4=int4.mean,
+        measured=measure.change(bf16, mixed),
     )
 
 

@@ -53,8 +53,9 @@ def _map(figure: Any, axes: Any, share: np.ndarray) -> None:
 def _budgets(axes: Any, found: Sensitivity) -> None:
     bytes_ = [each.nbytes / 1e6 for each in found.suggestions]
     measured = [each.loss for each in found.suggestions]
+    half = found.suggestions[0]  # the documents that all of them are measured on
     axes.plot(bytes_, [each.predicted for each in found.suggestions], "x", label="predicted")
-    ends = [(found.int4_bytes / 1e6, found.loss_int4), (found.bf16_bytes / 1e6, found.loss_bf16)]
+    ends = [(found.int4_bytes / 1e6, half.loss_int4), (found.bf16_bytes / 1e6, half.loss_bf16)]
     line = [ends[0], *zip(bytes_, measured, strict=True), ends[1]]
     axes.plot(*zip(*line, strict=True), "o-", label="measured")
     for (x, y), name in zip(ends, ("INT4", "BF16"), strict=True):

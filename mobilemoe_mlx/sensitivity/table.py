@@ -40,8 +40,9 @@ def _parts(found: Sensitivity) -> Iterator[str]:
         kept = "\n".join(f"  {name}" for name in mix.kept) or "  nothing"
         yield (
             f"Under {text_table.size(mix.budget)} ({text_table.size(mix.nbytes)} used) keep in "
-            f"BF16:\n{kept}\nloss {mix.loss:.4f}, measured with exactly these tensors rounded; "
-            f"{mix.predicted:.4f} was to be expected from their costs one by one"
+            f"BF16:\n{kept}\nChosen by half of the documents. On the other half: BF16 "
+            f"{mix.loss_bf16:.4f}, all in INT4 {mix.loss_int4:.4f}, this mix {mix.loss:.4f} "
+            f"({mix.predicted:.4f} by\nthe costs of its tensors one by one)"
         )
 
 
