@@ -68,9 +68,9 @@ ROWS = (
     ("adapters",),
     ("data", "engines", "conversation_file", "mil"),
     ("generate", "chat"),
-    ("train", "compare", "export", "bench"),
+    ("train", "export"),
     ("finetune",),
-    ("verify", "scaling", "evaluation", "sensitivity"),
+    ("verify", "compare", "bench", "scaling", "evaluation", "sensitivity"),
     ("quickstart",),
     ("cli",),
 )

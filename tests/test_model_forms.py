@@ -19,7 +19,7 @@ from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.accounting.families import read_architecture
 from mobilemoe_mlx.checkpoint.load_save import load_model, save
 from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
-from mobilemoe_mlx.compare.comparison import compare_checkpoint
+from mobilemoe_mlx.compare.compare_models import compare_models
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE
 from mobilemoe_mlx.config import PRESETS, ModelArgs
@@ -175,5 +175,5 @@ def test_what_cannot_take_them_says_so(args: ModelArgs, tmp_path: Path) -> None:
 
 def test_compare_reports_on_them(args: ModelArgs, tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "model", args, quantized=False)
-    found = compare_checkpoint(tmp_path / "model", num_tokens=24)
+    found = compare_models(tmp_path / "model", num_tokens=24)
     assert found.passed and found.tokens_same_routing == 24

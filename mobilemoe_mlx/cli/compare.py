@@ -1,4 +1,4 @@
-"""`mobilemoe compare`: MLX against PyTorch, forwards, backwards and in training."""
+"""`mobilemoe compare`: two models, or one in two engines; gradients and training in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,35 +13,64 @@ from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_
 from mobilemoe_mlx.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
+_RANDOM_TOKENS = 128  # that gradients are compared on
 
 
 EXAMPLES = (
     'mobilemoe compare runs/quickstart/training/qat/model --prompt "import os" --output '
     "runs/compare",
+    "mobilemoe compare runs/quickstart/training/sft/model runs/quickstart/training/qat/model "
+    "--engine-b cpu:int8",
     "mobilemoe compare runs/quickstart/training/sft/model --backward --tokens 64",
-    "mobilemoe compare runs/quickstart/training/sft/model --train-steps 3 "
-    "--data runs/quickstart/corpus/docs.heldout.jsonl",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = "Exit status: 0 within the tolerance, 1 beyond it, 2 for a mistake in the call."
-    parser.add_argument("checkpoint", help="model folder or Hugging Face repo id")
+    parser.add_argument(
+        "checkpoint",
+        metavar="A",
+        help="a model folder or Hugging Face repo id, an ONNX folder or a .mlpackage",
+    )
+    parser.add_argument(
+        "other",
+        metavar="B",
+        nargs="?",
+        help="another, which A is compared with (default: A itself, in PyTorch)",
+    )
+    for side in "ab":
+        parser.add_argument(
+            f"--engine-{side}",
+            metavar="NAME[:PRECISION]",
+            help=f"what computes {side.upper()}: mlx, torch, cpu:exact, cpu:int16, cpu:int8, onnx, "
+            "coreml (default: by what it is, mlx for a checkpoint; docs/numerics.md)",
+        )
     add_adapter_argument(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of MLX (%(default)s)")
     parser.add_argument("--torch-dtype", choices=DTYPES, help="of PyTorch (as --dtype)")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", help="the text to run on")
     text.add_argument(
-        "--tokens", type=int, default=128, metavar="N", help="random tokens to run on (%(default)s)"
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="random tokens to run on (128, or fewer where a context is shorter)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random tokens (%(default)s)")
+    parser.add_argument(
+        "--greedy-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="how far both continue the text by the most likely token (%(default)s)",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="X",
-        help="largest error of the logits (float32: max 1e-4; half precision: docs/numerics.md)",
+        help="largest error of the logits (float32: max 1e-4; others: docs/numerics.md; two "
+        "different models: none)",
     )
     parser.add_argument(
         "--output",
@@ -79,17 +108,26 @@ def run(args: argparse.Namespace) -> int:
         if given:
             raise UserError(f"{name} belongs to --backward or --train-steps: give one of them too.")
     from mobilemoe_mlx.checkpoint.hub import resolve
-    from mobilemoe_mlx.compare.comparison import compare_checkpoint
+    from mobilemoe_mlx.compare.compare_models import compare_models
+    from mobilemoe_mlx.compare.open_side import kind_of
     from mobilemoe_mlx.compare.table import as_text
 
-    report = compare_checkpoint(
-        resolve(args.checkpoint),
+    models = [resolve(name) for name in (args.checkpoint, args.other) if name is not None]
+    if any(kind_of(model) == "a Core ML package" for model in models):
+        from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
+
+        import_coremltools()
+    report = compare_models(
+        *models,
+        engine_a=args.engine_a,
+        engine_b=args.engine_b,
         adapters=adapters(args),
         dtype=args.dtype,
         torch_dtype=args.torch_dtype,
         prompt=args.prompt,
         num_tokens=args.tokens,
         seed=args.seed,
+        greedy_tokens=args.greedy_tokens,
         tolerance=args.tolerance,
     )
     return _tell(args, output, report, as_text(report), "compare")
@@ -103,6 +141,11 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
     if args.backward and args.data:
         raise UserError(
             "--backward runs on --prompt or on random --tokens; --data is for training."
+        )
+    if args.other or args.engine_a or args.engine_b:
+        raise UserError(
+            "--backward and --train-steps compare MLX with PyTorch on one checkpoint: leave out "
+            "the second model and the engines."
         )
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.sequence import check_tolerance, open_for_torch
@@ -118,7 +161,8 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
         from mobilemoe_mlx.compare.sequence import sequence
         from mobilemoe_mlx.compare.training_tables import gradients_as_text
 
-        tokens = sequence(folder, checkpoint.args, args.prompt, args.tokens, args.seed)
+        count = _RANDOM_TOKENS if args.tokens is None else args.tokens
+        tokens = sequence(folder, checkpoint.args, args.prompt, count, args.seed)
         if len(tokens) < 2:
             raise UserError("A sequence of one token has no next one: give two tokens or more.")
         gradients = compare_gradients(

@@ -143,7 +143,7 @@ def compare_gradients(
         parameters=tuple(sorted(rows, key=lambda row: _order(row.error.max), reverse=True)),
         whole=difference / math.hypot(*(row.norm for row in rows)),
         tolerance=limit if tolerance is None else limit._replace(value=tolerance),
-        versions=versions(),
+        versions=versions("mlx", "torch"),
     )
 
 

@@ -1,6 +1,6 @@
-"""The numerics report: how far MLX is from the PyTorch reference, layer by layer and at the logits.
+"""The numerics report: how far one model in one engine is from another, by layer and at the logits.
 
-Every measure is defined in docs/numerics.md; here `reference` is PyTorch and `measured` is MLX.
+Every measure is defined in docs/numerics.md; `b` is the reference that errors are relative to.
 """
 
 from __future__ import annotations
@@ -12,58 +12,101 @@ from pathlib import Path
 from typing import Any, cast
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.adapters.adapter_file import read_adapter
-from mobilemoe_mlx.checkpoint.check import check_scales
-from mobilemoe_mlx.checkpoint.damage import check_finite
-from mobilemoe_mlx.compare.sequence import check_tolerance, open_for_torch, sequence
-from mobilemoe_mlx.compare.trace import load_and_trace_mlx, load_and_trace_torch
+from mobilemoe_mlx.compare.greedy import GreedyAgreement
+from mobilemoe_mlx.compare.side import Side
 from mobilemoe_mlx.compare.versions import versions
-from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.numerics.json_values import json_values
 from mobilemoe_mlx.numerics.measures import (
     LayerComparison,
     TensorError,
     all_not_finite,
     compare_layers,
-    compare_predictions,
+    kl_by_row,
+    top_overlap,
+    value_of,
 )
-from mobilemoe_mlx.numerics.tolerance import COMPARE_LIMITS, Limit
-from mobilemoe_mlx.numerics.values import Trace
+from mobilemoe_mlx.numerics.tolerance import Limit
+from mobilemoe_mlx.numerics.values import PartialLayer, PartialTrace
+
+_TOP = 5  # most likely tokens whose overlap is told
+
+
+@dataclass(frozen=True)
+class SideName:
+    """Which side of a comparison is meant."""
+
+    model: str  # the path
+    engine: str
+    precision: str
+    label: str  # engine and precision for a person
+
+    @classmethod
+    def of(cls, side: Side) -> SideName:
+        """The names of an opened side."""
+        return cls(str(side.folder), side.engine, side.precision, side.label)
+
+
+@dataclass(frozen=True)
+class LayerParting:
+    """The first layer where they differ by more than rounding explains, or choose other experts."""
+
+    layer: int
+    seen_by: str  # "experts": tokens go elsewhere first here; "hidden": the residual stream differs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything `mobilemoe compare` prints and writes."""
+    """Everything `mobilemoe compare` prints and writes of a forward pass."""
 
-    checkpoint: str
-    mlx_dtype: str
-    torch_dtype: str
+    a: SideName
+    b: SideName
     tokens: int
-    layers: tuple[LayerComparison, ...]
+    layers: tuple[LayerComparison, ...]  # empty where the two have different numbers of them
+    not_compared: tuple[str, ...]  # sentences: what a side does not show, or has otherwise
+    parting: LayerParting | None
     logits: TensorError
-    tokens_same_routing: int  # tokens routed alike in every layer
+    tokens_same_routing: int | None  # tokens routed alike in every layer; None: not shown
     logits_same_routing: TensorError | None  # of those tokens alone
     top1_agreement: float  # share of tokens whose most likely next token is the same
-    kl_mean: float  # KL(PyTorch || MLX), nats a token
+    top5_overlap: float  # share of the five most likely next tokens that both have
+    kl_mean: float  # KL(B || A), nats a token
     kl_max: float
-    tolerance: Limit
+    kl_max_token: int  # where that is
+    kl_reverse_mean: float  # KL(A || B)
+    kl_reverse_max: float
+    kl_by_token: tuple[float, ...]  # KL(B || A)
+    greedy: GreedyAgreement | None  # None: no token was asked for, or there is no room
+    rounding: Limit  # how far the coarser side's rounding alone may take the logits
+    tolerance: Limit  # `rounding`, or the number that was asked for
+    is_judged: bool  # whether the tolerance decides
     not_finite: tuple[str, ...]  # the first values of either that are not, by whose they are
     versions: dict[str, str]
 
     @property
     def passed(self) -> bool:
         """Whether all is finite, and the judged measure of the logits within its limit."""
-        return not self.not_finite and self.judged <= self.tolerance.value
+        within = self.judged <= self.tolerance.value
+        return not self.not_finite and (within or not self.is_judged)
 
     @property
     def judged(self) -> float:
         """The value of the measure that the tolerance is about."""
         return getattr(self.logits, self.tolerance.measure)
 
+    @property
+    def title(self) -> str:
+        """What is compared with what, in a line."""
+        if self.a.model == self.b.model:
+            return f"{self.a.model}: {self.a.label} against {self.b.label}, {self.tokens} tokens"
+        return (
+            f"{self.a.model} ({self.a.label}) against {self.b.model} ({self.b.label}), "
+            f"{self.tokens} tokens"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
-        tolerance = self.tolerance._asdict()
-        content = {**dataclasses.asdict(self), "tolerance": tolerance, "passed": self.passed}
+        limits = {name: getattr(self, name)._asdict() for name in ("rounding", "tolerance")}
+        content = {**dataclasses.asdict(self), **limits, "passed": self.passed}
         return cast(dict[str, Any], json_values(content))
 
     def write(self, folder: Path) -> None:
@@ -75,87 +118,93 @@ class Comparison:
         files.write(folder / "compare.png", draw(self))
 
 
-def compare_checkpoint(
-    folder: Path,
-    *,
-    adapters: Sequence[tuple[Path, float]] = (),
-    dtype: str = "float32",
-    torch_dtype: str | None = None,
-    prompt: str | None = None,
-    num_tokens: int = 128,
-    seed: int = 0,
-    tolerance: float | None = None,
-) -> Comparison:
-    """Run `folder` (either published layout) in MLX and in PyTorch on one sequence.
-
-    `adapters`: folders with weights, added on either side by code of its own; those trained through
-    INT4 raise UserError, since what they are for is the fused checkpoint.
-    `dtype`, `torch_dtype`: "float32", "float16" or "bfloat16"; PyTorch follows MLX unless told.
-    The sequence is `prompt`, tokenised, or `num_tokens` random tokens drawn with `seed`.
-    `tolerance`: replaces the limit of COMPARE_LIMITS, which is taken from the coarser type.
-    Raises UserError for a type the checkpoint cannot be run in (MLX: BF16 folders in float32 or
-    bfloat16, INT4 folders in float32 or float16), for another layout, for an empty or over-long
-    sequence, for weights that are not finite, for a negative seed, and for a tolerance that is
-    negative or not finite.
-    """
-    torch_dtype = torch_dtype or dtype
-    check_tolerance(tolerance)
-    checkpoint = open_for_torch(folder)
-    for name in (dtype, torch_dtype):
-        if name not in COMPARE_LIMITS:
-            raise UserError(
-                f"'{name}' is not a type to compare in{did_you_mean(name, COMPARE_LIMITS)}: "
-                f"choose {', '.join(COMPARE_LIMITS)}."
-            )
-    for path, _ in adapters:
-        if read_adapter(path).through_int4:
-            raise UserError(
-                f"The adapter {path} was trained through INT4: fuse it, and compare what comes out "
-                f"(mobilemoe fuse {folder} {path} OUTPUT)."
-            )
-    tokens = sequence(folder, checkpoint.args, prompt, num_tokens, seed)
-    check_scales(checkpoint)
-    check_finite(checkpoint)  # also where no token of this sequence goes
-    # One after the other: only one copy of the weights is in memory.
-    measured = load_and_trace_mlx(folder, adapters, dtype, tokens)
-    reference = load_and_trace_torch(folder, adapters, torch_dtype, tokens)
-    judged = max(COMPARE_LIMITS[dtype], COMPARE_LIMITS[torch_dtype], key=lambda t: t.value)
-    if tolerance is not None:
-        judged = judged._replace(value=tolerance)
-    return compare_traces(
-        measured,
-        reference,
-        checkpoint=str(folder),
-        dtypes=(dtype, torch_dtype),
-        tolerance=judged,
-    )
-
-
 def compare_traces(
-    measured: Trace,
-    reference: Trace,
+    a: Side,
+    b: Side,
+    trace_a: PartialTrace,
+    trace_b: PartialTrace,
     *,
-    checkpoint: str,
-    dtypes: tuple[str, str],
-    tolerance: Limit,
+    greedy: GreedyAgreement | None = None,
+    tolerance: float | None = None,
+    is_judged: bool = True,
 ) -> Comparison:
-    """Compare two traces of one sequence; `dtypes` are MLX's and PyTorch's."""
-    layers, same_routing = compare_layers(measured.layers, reference.layers)
+    """Compare what the two sides show of one sequence.
+
+    `tolerance`: replaces the limit of the coarser side.
+    """
+    rounding = max(a.limit, b.limit, key=lambda limit: limit.value)
+    layers_a, layers_b, not_compared = _comparable(a, b, trace_a, trace_b)
+    layers, same_routing = compare_layers(layers_a, layers_b, len(trace_b.logits))
+    shows_routing = any(layer.selection_agreement is not None for layer in layers)
+    kl = kl_by_row(trace_a.logits, trace_b.logits)
+    reverse = kl_by_row(trace_b.logits, trace_a.logits)
+    same_top1 = trace_a.logits.argmax(-1) == trace_b.logits.argmax(-1)
     return Comparison(
-        checkpoint=checkpoint,
-        mlx_dtype=dtypes[0],
-        torch_dtype=dtypes[1],
-        tokens=len(reference.logits),
+        a=SideName.of(a),
+        b=SideName.of(b),
+        tokens=len(trace_b.logits),
         layers=layers,
-        logits=TensorError.between(measured.logits, reference.logits),
-        tokens_same_routing=int(same_routing.sum()),
+        not_compared=not_compared,
+        parting=_first_parting(layers, rounding),
+        logits=TensorError.between(trace_a.logits, trace_b.logits),
+        tokens_same_routing=int(same_routing.sum()) if shows_routing else None,
         logits_same_routing=(
-            TensorError.between(measured.logits[same_routing], reference.logits[same_routing])
-            if same_routing.any()
+            TensorError.between(trace_a.logits[same_routing], trace_b.logits[same_routing])
+            if shows_routing and same_routing.any()
             else None
         ),
-        **compare_predictions(measured.logits, reference.logits)._asdict(),
-        tolerance=tolerance,
-        not_finite=all_not_finite({"MLX": measured, "PyTorch": reference}),
-        versions=versions(),
+        top1_agreement=float(same_top1.mean()),
+        top5_overlap=top_overlap(trace_a.logits, trace_b.logits, _TOP),
+        kl_mean=float(kl.mean()),
+        kl_max=float(kl.max()),
+        kl_max_token=int(kl.argmax()),
+        kl_reverse_mean=float(reverse.mean()),
+        kl_reverse_max=float(reverse.max()),
+        kl_by_token=tuple(kl.tolist()),
+        greedy=greedy,
+        rounding=rounding,
+        tolerance=rounding if tolerance is None else rounding._replace(value=tolerance),
+        is_judged=is_judged,
+        not_finite=all_not_finite({f"A, {a.label}": trace_a, f"B, {b.label}": trace_b}),
+        versions=versions(*dict.fromkeys((*a.packages, *b.packages))),
     )
+
+
+def _first_parting(layers: Sequence[LayerComparison], rounding: Limit) -> LayerParting | None:
+    for layer in layers:
+        if layer.first_flips:
+            return LayerParting(layer.layer, "experts")
+        error = value_of(layer.hidden, rounding.measure)
+        if error is not None and not error <= rounding.value:  # NaN parts too
+            return LayerParting(layer.layer, "hidden")
+    return None
+
+
+def _comparable(
+    a: Side, b: Side, trace_a: PartialTrace, trace_b: PartialTrace
+) -> tuple[Sequence[PartialLayer], Sequence[PartialLayer], tuple[str, ...]]:
+    """The layers of both without what cannot be compared, and sentences saying what that is."""
+    if len(trace_a.layers) != len(trace_b.layers):
+        return (), (), (f"layers: A has {len(trace_a.layers)}, B {len(trace_b.layers)}",)
+    why = []
+    for name, side, trace in (("A", a, trace_a), ("B", b, trace_b)):
+        hidden = {
+            "the residual stream": "hidden",
+            "the routers' scores": "scores",
+            "the chosen experts": "experts",
+        }
+        if lacks := [t for t, f in hidden.items() if getattr(trace.layers[0], f) is None]:
+            why.append(f"{', '.join(lacks)}: not shown by {name}, {side.label}")
+    widths = [side.args.hidden_size for side in (a, b)]
+    if widths[0] != widths[1]:
+        why.append(f"the residual stream: {widths[0]} wide in A, {widths[1]} in B")
+    routers = [(side.args.num_local_experts, side.args.num_experts_per_tok) for side in (a, b)]
+    layers_a, layers_b = trace_a.layers, trace_b.layers
+    if routers[0] != routers[1]:
+        told = [f"{chosen} of {experts}" for experts, chosen in routers]
+        why.append(f"the routing: a token goes to {told[0]} experts in A, {told[1]} in B")
+        layers_a, layers_b = (
+            [PartialLayer(layer.hidden, None, None) for layer in layers]
+            for layers in (layers_a, layers_b)
+        )
+    return layers_a, layers_b, tuple(why)

@@ -32,14 +32,21 @@ def check_tolerance(tolerance: float | None) -> None:
 
 
 def sequence(
-    folder: Path, args: ModelArgs, prompt: str | None, num_tokens: int, seed: int
+    folder: Path,
+    args: ModelArgs,
+    prompt: str | None,
+    num_tokens: int,
+    seed: int,
+    takes: tuple[str, int] | None = None,
 ) -> list[int]:
     """`prompt`, tokenised after the beginning token, or `num_tokens` random tokens of `seed`.
 
-    Raises UserError for a negative seed, and for a sequence that the model does not take.
+    `takes`: what takes how many tokens; None: the model, as many as it has positions. Raises
+    UserError for a negative seed, and for a sequence that is empty or longer.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}; it must be a whole number, 0 or more.")
+    what, most = takes or ("this model", args.max_position_embeddings)
     tokens: list[int] = []
     if prompt is not None:
         from mobilemoe_mlx.chat_format import encode_text
@@ -48,11 +55,8 @@ def sequence(
         begin = [] if args.bos_token_id is None else [args.bos_token_id]
         tokens = begin + encode_text(load_tokenizer(folder), prompt)
         num_tokens = len(tokens)
-    if not 1 <= num_tokens <= args.max_position_embeddings:
-        raise UserError(
-            f"The sequence has {num_tokens} tokens; this model takes 1 to "
-            f"{args.max_position_embeddings}."
-        )
+    if not 1 <= num_tokens <= most:
+        raise UserError(f"The sequence has {num_tokens} tokens; {what} takes 1 to {most}.")
     if prompt is None:
         tokens = np.random.default_rng(seed).integers(args.vocab_size, size=num_tokens).tolist()
     return tokens

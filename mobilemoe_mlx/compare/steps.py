@@ -160,7 +160,14 @@ def compare_steps(
             )
         )
     return StepsComparison(
-        str(folder), quantize, rows, length - 1, peak_lr, tuple(out), tolerance, versions()
+        str(folder),
+        quantize,
+        rows,
+        length - 1,
+        peak_lr,
+        tuple(out),
+        tolerance,
+        versions("mlx", "torch"),
     )
 
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobilemoe_mlx import files
-from mobilemoe_mlx.compare.config_reader import read_reference_config
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE
 from mobilemoe_mlx.config import GROUP_SIZE
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.verify.config_reader import read_reference_config
 
 import torch  # isort: skip  (after torch_model, which explains a missing PyTorch)
 from safetensors import SafetensorError, safe_open  # isort: skip

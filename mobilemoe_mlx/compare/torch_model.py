@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from mobilemoe_mlx.compare.config_reader import Config, Llama3Stretching
 from mobilemoe_mlx.config import RopeScaling
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.verify.config_reader import Config, Llama3Stretching
 
 try:
     import torch

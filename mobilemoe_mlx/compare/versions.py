@@ -7,10 +7,14 @@ import importlib.metadata
 import mlx.core as mx
 
 
-def versions() -> dict[str, str]:
-    """For reports."""
-    return {
-        "mlx": importlib.metadata.version("mlx"),
-        "mlx device": str(mx.default_device().type).rpartition(".")[-1],
-        "torch": importlib.metadata.version("torch"),
-    }
+def versions(*packages: str) -> dict[str, str]:
+    """For reports: of each package that is installed (a checkout on the path need not be)."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if package == "mlx":
+            found["mlx device"] = str(mx.default_device().type).rpartition(".")[-1]
+    return found

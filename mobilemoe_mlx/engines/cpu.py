@@ -169,6 +169,13 @@ class CPUSession(Session):
         self.check_rewind(position)
         self._session.rewind(position)
 
+    def experts(self, count: int) -> np.ndarray:
+        """The experts that the last `count` tokens chose, which one `feed` of at most
+        PREFILL_TOKENS computed: int32 [layers, count, slots]; a dense model has none."""
+        if not self.engine.args.num_local_experts:
+            return np.zeros((self.engine.args.num_hidden_layers, count, 0), np.int32)
+        return self._session.experts(count)
+
     def _feed(self, token_ids: list[int], all_logits: bool) -> np.ndarray:
         self.engine.tensors.check()
         try:

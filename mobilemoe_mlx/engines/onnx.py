@@ -11,15 +11,18 @@ import onnxruntime
 from mobilemoe_mlx import text_table
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel import library
-from mobilemoe_mlx.cpu_kernel.structures import PRECISIONS
 from mobilemoe_mlx.engines.engine import (
     PREFILL_TOKENS,
     Adapters,
     Engine,
     Session,
-    check_choice,
 )
-from mobilemoe_mlx.engines.onnx_session import all_logits_model, open_session, run_session
+from mobilemoe_mlx.engines.onnx_session import (
+    all_logits_model,
+    check_precision,
+    open_session,
+    run_session,
+)
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.files import parse_json
 from mobilemoe_mlx.onnx_folder import names
@@ -35,13 +38,8 @@ class ONNXEngine(Engine):
         self, export: ONNXFolder, *, threads: int | None = None, precision: str | None = None
     ) -> None:
         """Options and errors as in `open`."""
-        if precision is not None and export.operators is None:
-            raise UserError(
-                f"{export.path} is of the form {export.form}, whose precision is fixed when it is "
-                "exported (--accuracy-level); only fused folders take another."
-            )
         if precision is not None:
-            check_choice("precision", precision, PRECISIONS)
+            check_precision(export, precision)
         self.precision = precision
         self.export, self.folder = export, export.path
         self.threads = library.default_threads() if threads is None else threads

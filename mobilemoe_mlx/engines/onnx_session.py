@@ -7,6 +7,8 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from mobilemoe_mlx.cpu_kernel.structures import PRECISIONS
+from mobilemoe_mlx.engines.engine import check_choice
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.onnx_folder import names
 from mobilemoe_mlx.onnx_folder.extra import onnx_runtime
@@ -15,6 +17,16 @@ from mobilemoe_mlx.onnx_folder.folder import PREFIX, ONNXFolder
 _ERRORS_ONLY = 3  # of ONNX Runtime's log
 # Where the weights of a graph that comes from memory are.
 _FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def check_precision(export: ONNXFolder, precision: str) -> None:
+    """Raise UserError unless `export` takes `precision` instead of its own."""
+    if export.operators is None:
+        raise UserError(
+            f"{export.path} is of the form {export.form}, whose precision is fixed when it is "
+            "exported (--accuracy-level); only fused folders take another."
+        )
+    check_choice("precision", precision, PRECISIONS)
 
 
 def open_session(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mobilemoe_mlx.numerics.values import LayerValues, Trace
+from mobilemoe_mlx.numerics.values import PartialLayer, PartialTrace
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,34 @@ class TensorError:
         )
 
 
+def value_of(error: TensorError | None, measure: str) -> float | None:
+    """One measure of an error, by its name; None without an error."""
+    return None if error is None else float(getattr(error, measure))
+
+
 @dataclass(frozen=True)
 class LayerComparison:
-    """One decoder layer: the residual stream after it, and its routing."""
+    """One decoder layer: the residual stream after it, and its routing.
+
+    None: one of the two programs does not show it, or it has another shape in them.
+    """
 
     layer: int
-    hidden: TensorError
-    selection_agreement: float  # share of selected experts in common, as sets
-    tokens_differing: int  # tokens whose sets differ
+    hidden: TensorError | None
+    selection_agreement: float | None  # share of selected experts in common, as sets
+    tokens_differing: int | None  # tokens whose sets differ
     # Over the tokens routed alike in every earlier layer, where a difference is not a consequence:
-    first_flips: int  # those whose sets differ here
-    flip_margin: float | None  # their largest reference gap from the last chosen score to the next
+    first_flips: int | None  # those whose sets differ here
+    # Their largest gap from the last chosen score to the next, in the reference (else in the other)
+    flip_margin: float | None
     score_error: float | None  # max |biased score difference|, absolute; None without such tokens
 
 
 def compare_layers(
-    measured: Sequence[LayerValues], reference: Sequence[LayerValues]
+    measured: Sequence[PartialLayer], reference: Sequence[PartialLayer], tokens: int
 ) -> tuple[tuple[LayerComparison, ...], np.ndarray]:
-    """Each layer's comparison, and bool [tokens]: which are routed alike in every layer."""
-    same_routing = np.ones(len(reference[0].hidden), bool)  # in every layer so far
+    """Each layer's comparison, and bool [tokens]: which are routed alike in every layer shown."""
+    same_routing = np.ones(tokens, bool)  # in every layer so far
     layers = []
     for index, pair in enumerate(zip(measured, reference, strict=True)):
         layer, differing = _compare_layer(index, *pair, same_routing)
@@ -71,30 +80,48 @@ def compare_layers(
 
 
 def _compare_layer(
-    index: int, measured: LayerValues, reference: LayerValues, same_so_far: np.ndarray
+    index: int, measured: PartialLayer, reference: PartialLayer, same_so_far: np.ndarray
 ) -> tuple[LayerComparison, np.ndarray]:
     """The layer's comparison, and bool [tokens]: whose selections differ."""
-    slots = reference.experts.shape[-1]
-    common = (measured.experts[:, :, None] == reference.experts[:, None, :]).sum(axis=(1, 2))
-    differing = common < slots
-    flips = differing & same_so_far
-    ranked = -np.sort(-reference.scores[flips], axis=-1)
-    score_error = np.abs(measured.scores - reference.scores)[same_so_far]
+    hidden = _both(measured.hidden, reference.hidden)
+    experts = _both(measured.experts, reference.experts)
+    scores = _both(measured.scores, reference.scores)
+    agreement, margin, error = None, None, None
+    differing = flips = np.zeros(len(same_so_far), bool)
+    if experts is not None:
+        slots = experts[1].shape[-1]
+        common = (experts[0][:, :, None] == experts[1][:, None, :]).sum(axis=(1, 2))
+        agreement = float(common.mean() / slots) if slots else 1.0  # of a dense layer
+        differing = common < slots
+        flips = differing & same_so_far
+        sorted_by = measured.scores if reference.scores is None else reference.scores
+        if sorted_by is not None and flips.any():
+            ranked = -np.sort(-sorted_by[flips], axis=-1)
+            margin = float((ranked[:, slots - 1] - ranked[:, slots]).max())
+    if scores is not None and scores[0][same_so_far].size:
+        error = float(np.abs(scores[0] - scores[1])[same_so_far].max())
     comparison = LayerComparison(
         layer=index,
-        hidden=TensorError.between(measured.hidden, reference.hidden),
-        selection_agreement=float(common.mean() / slots) if slots else 1.0,  # of a dense layer
-        tokens_differing=int(differing.sum()),
-        first_flips=int(flips.sum()),
-        flip_margin=(
-            float((ranked[:, slots - 1] - ranked[:, slots]).max()) if flips.any() else None
-        ),
-        score_error=float(score_error.max()) if score_error.size else None,
+        hidden=None if hidden is None else TensorError.between(*hidden),
+        selection_agreement=agreement,
+        tokens_differing=None if experts is None else int(differing.sum()),
+        first_flips=None if experts is None else int(flips.sum()),
+        flip_margin=margin,
+        score_error=error,
     )
     return comparison, differing
 
 
-def all_not_finite(traces: Mapping[str, Trace]) -> tuple[str, ...]:
+def _both(
+    measured: np.ndarray | None, reference: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two where both are there and of one shape."""
+    if measured is None or reference is None or measured.shape != reference.shape:
+        return None
+    return measured, reference
+
+
+def all_not_finite(traces: Mapping[str, PartialTrace]) -> tuple[str, ...]:
     """Of each trace, by the name of what computed it: the first values that are not all finite.
 
     A model computes layer by layer, so that is where the damage begins.
@@ -106,10 +133,10 @@ def all_not_finite(traces: Mapping[str, Trace]) -> tuple[str, ...]:
     )
 
 
-def _first_not_finite(trace: Trace) -> str | None:
+def _first_not_finite(trace: PartialTrace) -> str | None:
     for index, layer in enumerate(trace.layers):
         for what, values in (("hidden states", layer.hidden), ("router scores", layer.scores)):
-            if not np.isfinite(values).all():
+            if values is not None and not np.isfinite(values).all():
                 return f"layer {index}'s {what}"
     return None if np.isfinite(trace.logits).all() else "the logits"
 
@@ -124,9 +151,23 @@ class PredictionComparison(NamedTuple):
 
 def compare_predictions(measured: np.ndarray, reference: np.ndarray) -> PredictionComparison:
     """Compare two arrays of logits [rows, vocabulary] as distributions of the next token."""
-    kl = [kl_divergence(r, m) for r, m in zip(reference, measured, strict=True)]
+    kl = kl_by_row(measured, reference)
     same_top1 = measured.argmax(-1) == reference.argmax(-1)
     return PredictionComparison(float(same_top1.mean()), float(np.mean(kl)), float(np.max(kl)))
+
+
+def kl_by_row(measured: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """KL(softmax `reference` || softmax `measured`) of each row, float64 [rows] in nats."""
+    return np.array([kl_divergence(r, m) for r, m in zip(reference, measured, strict=True)])
+
+
+def top_overlap(measured: np.ndarray, reference: np.ndarray, count: int) -> float:
+    """The share of each row's `count` largest logits that both have, averaged over rows."""
+    count = min(count, reference.shape[-1])
+    mine, theirs = (
+        np.argpartition(-logits, count - 1, axis=-1)[:, :count] for logits in (measured, reference)
+    )
+    return float((mine[:, :, None] == theirs[:, None, :]).sum() / theirs.size)
 
 
 def kl_divergence(reference: np.ndarray, measured: np.ndarray) -> float:

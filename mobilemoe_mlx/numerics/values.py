@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,26 +13,50 @@ from mobilemoe_mlx.model import LayerTrace, Model
 
 
 @dataclass(frozen=True)
-class LayerValues:
-    """What one layer computed for one sequence."""
+class PartialLayer:
+    """What a program shows of one layer for one sequence; None: not shown."""
 
-    hidden: np.ndarray  # float32 [tokens, hidden], the residual stream after the layer
-    scores: np.ndarray  # float32 [tokens, experts], biased: what the selection sorts by
-    experts: np.ndarray  # int [tokens, slots]
+    hidden: np.ndarray | None  # float32 [tokens, hidden], the residual stream after the layer
+    scores: np.ndarray | None  # float32 [tokens, experts], biased: what the selection sorts by
+    experts: np.ndarray | None  # int [tokens, slots]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What a model computed for one sequence."""
+class LayerValues(PartialLayer):
+    """All of it."""
 
-    layers: list[LayerValues]
+    hidden: np.ndarray
+    scores: np.ndarray
+    experts: np.ndarray
+
+
+@dataclass(frozen=True)
+class PartialTrace:
+    """What a program shows of its computation for one sequence."""
+
+    layers: Sequence[PartialLayer]
     logits: np.ndarray  # float32 [tokens, vocabulary]; some tokens' alone where that was asked
 
 
-def trace_mlx(model: Model, tokens: list[int], rows: list[int] | None = None) -> Trace:
-    """Run the MLX model on one sequence; `rows`: the tokens whose logits are wanted (None: all)."""
+@dataclass(frozen=True)
+class Trace(PartialTrace):
+    """What a model computed for one sequence."""
+
+    layers: list[LayerValues]
+
+
+def trace_mlx(
+    model: Model,
+    tokens: list[int],
+    rows: list[int] | None = None,
+    cache: list[Any] | None = None,
+) -> Trace:
+    """Run the MLX model on one sequence; `rows`: the tokens whose logits are wanted (None: all).
+
+    `cache`: an empty one of the model, to be filled for what follows.
+    """
     traced: list[LayerTrace] = []
-    hidden = model.model(mx.array([tokens]), trace=traced)
+    hidden = model.model(mx.array([tokens]), cache, trace=traced)
     logits = model.logits(hidden if rows is None else hidden[:, mx.array(rows)])
     mx.eval(logits, traced)
     layers = []

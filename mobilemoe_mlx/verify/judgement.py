@@ -61,7 +61,7 @@ def judge(
     case: Case, measured: Trace, reference: Trace, rows: Sequence[int], arithmetic: Arithmetic
 ) -> CaseJudgement:
     """Judge two traces of `case`, whose logits are those of the tokens `rows`."""
-    layers, same_routing = compare_layers(measured.layers, reference.layers)
+    layers, same_routing = compare_layers(measured.layers, reference.layers, len(case.tokens))
     judge_one = _judge_float32 if arithmetic == "float32" else _judge_declared
     findings = judge_one(measured, reference, np.array(rows), layers, same_routing)
     return CaseJudgement(

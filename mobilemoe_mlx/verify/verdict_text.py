@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobilemoe_mlx.numerics.measures import LayerComparison, TensorError
+from mobilemoe_mlx.numerics.measures import LayerComparison, TensorError, value_of
 from mobilemoe_mlx.verify.greedy import GreedyCheck
 from mobilemoe_mlx.verify.judgement import CaseJudgement
 from mobilemoe_mlx.verify.listed_files import FilesCheck
@@ -93,15 +93,15 @@ def _files_line(files: FilesCheck) -> str:
 def _case_lines(case: CaseJudgement) -> list[str]:
     blocks = case.tokens - case.decoded
     how = "in turns" if case.case == "chat" else f"in blocks + {case.decoded} decoded"
-    flips = sum(layer.first_flips for layer in case.layers)
-    worst = max((layer.hidden for layer in case.layers), key=lambda error: error.mean)
+    flips = sum(layer.first_flips or 0 for layer in case.layers)
+    worst = max(layer.hidden.mean for layer in case.layers if layer.hidden is not None)
     lines = [
         f"{_verdict(case.passed)} {case.case}, {case.arithmetic}: {blocks} tokens {how}; "
         f"logits {case.limit.measure} error {case.judged:.1e} of "
         f"{case.limit.value:.1e} over {case.judged_rows} of {case.rows} rows",
         f"       logits max {case.logits.max:.1e}, mean {case.logits.mean:.1e}; top-1 "
         f"{case.top1_agreement:.1%}; KL mean {case.kl_mean:.1e}, max {case.kl_max:.1e}; worst "
-        f"layer mean {worst.mean:.1e}; {flips} routing near ties fell differently",
+        f"layer mean {worst:.1e}; {flips} routing near ties fell differently",
     ]
     lines += [f"       not finite: {what}" for what in case.not_finite]
     if not case.routing_explained:
@@ -117,9 +117,11 @@ def _layer_line(layer: LayerComparison) -> str:
     def small(value: float | None) -> str:
         return "-" if value is None else f"{value:.1e}"
 
+    agreement = layer.selection_agreement
     return (
-        f"layer {layer.layer}: hidden max {layer.hidden.max:.1e}, mean {layer.hidden.mean:.1e}; "
-        f"experts in common {layer.selection_agreement:.1%}; tokens first routed differently here "
+        f"layer {layer.layer}: hidden max {small(value_of(layer.hidden, 'max'))}, mean "
+        f"{small(value_of(layer.hidden, 'mean'))}; experts in common "
+        f"{'-' if agreement is None else f'{agreement:.1%}'}; tokens first routed differently here "
         f"{layer.first_flips}, margin {small(layer.flip_margin)}, score error "
         f"{small(layer.score_error)}"
     )

@@ -12,21 +12,19 @@ from mobilemoe_mlx.chat_format import encode_text
 from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.load_save import load_model, load_tensors
-from mobilemoe_mlx.compare.config_reader import check_agreement
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.engines import Engine, default_engine, open_engine
 from mobilemoe_mlx.engines.mlx import MLXEngine
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.export.int4_source import open_source
-from mobilemoe_mlx.files import parse_json, resolved, user_path, visible
+from mobilemoe_mlx.files import resolved, user_path
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
-from mobilemoe_mlx.onnx_folder.extra import need
-from mobilemoe_mlx.onnx_folder.folder import MODEL, is_onnx_folder
 from mobilemoe_mlx.quantized import quantize_model
 from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.verify.calls import Call
 from mobilemoe_mlx.verify.cases import CASES
+from mobilemoe_mlx.verify.config_reader import check_agreement
 from mobilemoe_mlx.verify.greedy import compare_greedy
 from mobilemoe_mlx.verify.jobs import (
     FILES_AND_WEIGHTS,
@@ -36,6 +34,7 @@ from mobilemoe_mlx.verify.jobs import (
     not_tried,
 )
 from mobilemoe_mlx.verify.listed_files import check_files
+from mobilemoe_mlx.verify.open_export import described_args, open_export
 from mobilemoe_mlx.verify.progress import Progress
 from mobilemoe_mlx.verify.run_case import run_case
 from mobilemoe_mlx.verify.saved_export import SavedExport
@@ -69,7 +68,7 @@ def verify_package(
     """
     _check_choices(cases, greedy_tokens, seed)
     path = resolved(package)
-    saved = _open_saved(path)
+    saved = open_export(path)
     folder = user_path(against)
     is_float = open_checkpoint(folder).layout is Layout.FLOAT
     checkpoint = open_source(folder, quantize=is_float, adapters=adapters, force=True)
@@ -140,37 +139,6 @@ def verify_package(
     )
 
 
-def _open_saved(path: Path) -> SavedExport:
-    """The export at `path`, whose format's libraries are imported now."""
-    if not path.exists():
-        raise UserError(f"There is no {path}.")
-    if is_onnx_folder(path) or (path / MODEL).is_file():  # the latter, to say what is wrong with it
-        need("onnx", "onnxruntime")
-        from mobilemoe_mlx.verify.onnx.onnx_export import ONNXExport
-
-        return ONNXExport(path)
-    if not (path / "Manifest.json").exists():
-        raise UserError(
-            f"{path} is {_what_it_is(path)}, and no export: give a .mlpackage, or a folder that "
-            "`mobilemoe export onnx` wrote."
-        )
-    from mobilemoe_mlx.verify.coreml.open_package import open_package
-
-    return open_package(path)
-
-
-def _what_it_is(path: Path) -> str:
-    if path.is_file():
-        return "a file"
-    if not any(visible(path.iterdir())):
-        return "an empty folder"
-    if path.suffix == ".mlpackage":
-        return "a folder without the Manifest.json of a .mlpackage"
-    if (path / "config.json").is_file():
-        return "a checkpoint, or the folder of resources beside a .mlpackage"
-    return "a folder of other things"
-
-
 def _check_choices(cases: Sequence[str], greedy_tokens: int, seed: int) -> None:
     for name in cases:
         if name not in CASES:
@@ -180,9 +148,7 @@ def _check_choices(cases: Sequence[str], greedy_tokens: int, seed: int) -> None:
 
 
 def _check_same_model(saved: SavedExport, checkpoint: Checkpoint) -> None:
-    if (config := saved.user_defined.get("config")) is None:
-        raise UserError(f"{saved.path} does not say which model it is: it is no export of ours.")
-    args = ModelArgs.from_dict(parse_json(config, f"The model's description in {saved.path}"))
+    args = described_args(saved)
     for name, value in saved.facts.items():
         if saved.user_defined.get(name) != str(value):
             raise UserError(

@@ -19,14 +19,13 @@ from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx.checkpoint.rewrite import convert  # noqa: E402
 from mobilemoe_mlx.cli.main import main  # noqa: E402
-from mobilemoe_mlx.compare.comparison import (  # noqa: E402
-    compare_checkpoint,
-    compare_traces,
-)
+from mobilemoe_mlx.compare.compare_models import compare_models  # noqa: E402
+from mobilemoe_mlx.compare.comparison import Comparison, compare_traces  # noqa: E402
+from mobilemoe_mlx.compare.side import Side  # noqa: E402
 from mobilemoe_mlx.compare.table import as_text  # noqa: E402
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model  # noqa: E402
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE  # noqa: E402
-from mobilemoe_mlx.compare.trace import trace_torch  # noqa: E402
+from mobilemoe_mlx.compare.torch_side import trace_torch  # noqa: E402
 from mobilemoe_mlx.errors import UserError  # noqa: E402
 from mobilemoe_mlx.model import Model  # noqa: E402
 from mobilemoe_mlx.numerics.measures import TensorError  # noqa: E402
@@ -91,6 +90,26 @@ def float_model(folder: Path) -> Model:
     return model
 
 
+def compared(measured: Trace, reference: Trace, limit: Limit) -> Comparison:
+    """The report of two traces, as of MLX and PyTorch, judged by `limit`."""
+    mlx, pytorch = (
+        Side(
+            folder=Path("x"),
+            engine=engine,
+            precision="float32",
+            label=label,
+            args=ARGS,
+            context=256,
+            limit=limit,
+            tokenizer=Path("x"),
+            packages=(),
+            load=pytest.fail,
+        )
+        for engine, label in (("mlx", "MLX float32"), ("torch", "PyTorch float32"))
+    )
+    return compare_traces(mlx, pytorch, measured, reference)
+
+
 def test_errors_are_what_the_page_says():
     reference, measured = np.array([[3.0, -4.0]]), np.array([[3.0, -3.0]])
     error = TensorError.between(measured, reference)
@@ -112,13 +131,7 @@ def test_flips_are_counted_with_their_margin():
     reference = trace([[0.9, 0.5, 0.4], [0.9, 0.5, 0.1], [0.1, 0.2, 0.3]], logits)
     # Token 0: second and third swap. Token 1: the order changes, the set does not.
     measured = trace([[0.9, 0.4, 0.5], [0.5, 0.9, 0.1], [0.1, 0.2, 0.3]], logits)
-    result = compare_traces(
-        measured,
-        reference,
-        checkpoint="x",
-        dtypes=("float32", "float32"),
-        tolerance=Limit("max", 0.0),
-    )
+    result = compared(measured, reference, Limit("max", 0.0))
     layer, again = result.layers
     assert layer.tokens_differing == layer.first_flips == 1
     assert layer.selection_agreement == pytest.approx(5 / 6)
@@ -135,13 +148,7 @@ def test_divergence_and_top1_match_torch():
     rng = np.random.default_rng(0)
     reference, measured = rng.normal(size=(2, 6, 50))
     scores = [[0.3, 0.2, 0.1]] * 6
-    result = compare_traces(
-        trace(scores, measured),
-        trace(scores, reference),
-        checkpoint="x",
-        dtypes=("float32", "float32"),
-        tolerance=Limit("max", 1.0),
-    )
+    result = compared(trace(scores, measured), trace(scores, reference), Limit("max", 1.0))
     p, q = (torch.tensor(x).log_softmax(-1) for x in (reference, measured))
     kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
     assert result.kl_mean == pytest.approx(kl.mean().item())
@@ -151,7 +158,7 @@ def test_divergence_and_top1_match_torch():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float32_agrees(folders: dict[str, Path], layout: str):
-    result = compare_checkpoint(folders[layout], num_tokens=100)
+    result = compare_models(folders[layout], num_tokens=100)
     assert result.passed and result.tolerance == ("max", 1e-4)
     assert result.logits.max < 1e-5
     assert result.top1_agreement == 1.0
@@ -166,7 +173,7 @@ def test_float32_agrees(folders: dict[str, Path], layout: str):
 def test_half_precision_stays_within_its_tolerance(
     folders: dict[str, Path], layout: str, dtype: str, torch_dtype: str | None
 ):
-    result = compare_checkpoint(folders[layout], dtype=dtype, torch_dtype=torch_dtype)
+    result = compare_models(folders[layout], dtype=dtype, torch_dtype=torch_dtype)
     assert result.passed
     assert result.tolerance == COMPARE_LIMITS[dtype]
     assert result.logits.max > 1e-5  # it did run in another type
@@ -178,13 +185,7 @@ def test_a_wrong_layer_is_found_where_it_is(folders: dict[str, Path]):
     model = float_model(folders["bf16"])
     down = model.layers[1].feed_forward.shared_expert.down_proj
     down.weight = down.weight * 1.05
-    result = compare_traces(
-        trace_mlx(model, tokens),
-        reference,
-        checkpoint="x",
-        dtypes=("float32", "float32"),
-        tolerance=COMPARE_LIMITS["float32"],
-    )
+    result = compared(trace_mlx(model, tokens), reference, COMPARE_LIMITS["float32"])
     assert not result.passed
     assert result.layers[0].hidden.max < 1e-5
     assert result.layers[1].hidden.max > 1e-3
@@ -195,13 +196,7 @@ def test_not_a_number_does_not_pass(folders: dict[str, Path]):
     good = trace_torch(load_torch_model(folders["bf16"]), tokens)
     bad = dataclasses.replace(good, logits=good.logits * np.nan)
     for measured, reference in ((bad, good), (good, bad)):
-        result = compare_traces(
-            measured,
-            reference,
-            checkpoint="x",
-            dtypes=("float32", "float32"),
-            tolerance=Limit("max", 1.0),
-        )
+        result = compared(measured, reference, Limit("max", 1.0))
         assert not result.passed
 
 
@@ -209,11 +204,9 @@ def test_a_layer_that_is_not_a_number_does_not_pass_behind_finite_logits():
     logits = np.random.default_rng(0).normal(size=(3, 5))
     good, bad = (trace([[0.9, 0.5, 0.4]] * 3, logits) for _ in range(2))
     bad.layers[1].hidden[2, 0] = np.nan
-    result = compare_traces(
-        bad, good, checkpoint="x", dtypes=("float32", "float32"), tolerance=Limit("max", 1.0)
-    )
+    result = compared(bad, good, Limit("max", 1.0))
     assert result.logits.max == 0 and not result.passed
-    assert "NOT FINITE: layer 0's hidden states of MLX" in as_text(result)
+    assert "NOT FINITE: layer 0's hidden states of A, MLX" in as_text(result)
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["layers"][1]["hidden"] == {
         "max": None,
         "mean": None,
@@ -231,7 +224,7 @@ def test_a_damaged_expert_is_refused_where_no_token_meets_it(
     tensors["model.layers.1.feed_forward.experts.down_proj"][11, 3, 5] = wrong
     save_file(tensors, path)
     with pytest.raises(UserError, match=r"layers.1.feed_forward.experts.down_proj.* not finite"):
-        compare_checkpoint(tmp_path / "damaged", num_tokens=1)
+        compare_models(tmp_path / "damaged", num_tokens=1)
 
 
 def test_the_table_explains_itself(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]):
@@ -247,7 +240,7 @@ def test_the_table_explains_itself(folders: dict[str, Path], capsys: pytest.Capt
 
 
 def test_json_and_picture_are_written(folders: dict[str, Path], tmp_path: Path):
-    result = compare_checkpoint(folders["int4"], num_tokens=8)
+    result = compare_models(folders["int4"], num_tokens=8)
     result.write(tmp_path / "new" / "folder")
     written = json.loads((tmp_path / "new" / "folder" / "compare.json").read_text())
     assert written == json.loads(json.dumps(result.to_dict()))
@@ -282,7 +275,7 @@ def test_a_prompt_is_tokenised_after_bos(folders: dict[str, Path], tmp_path: Pat
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1", "unk_token": "w0"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    result = compare_checkpoint(folder, prompt="w5 w17 w3")
+    result = compare_models(folder, prompt="w5 w17 w3")
     assert result.passed and result.tokens == 1 + 3
 
 
@@ -304,12 +297,12 @@ def test_mistakes_are_explained(
     folders: dict[str, Path], layout: str, options: dict, sentence: str
 ):
     with pytest.raises(UserError, match=sentence):
-        compare_checkpoint(folders[layout], **options)
+        compare_models(folders[layout], **options)
 
 
 def test_folders_for_mlx_lm(folders: dict[str, Path], tmp_path: Path):
     for layout in LAYOUTS:
         convert(folders[layout], tmp_path / layout, to="mlx")
-    assert compare_checkpoint(tmp_path / "bf16", num_tokens=8).passed
+    assert compare_models(tmp_path / "bf16", num_tokens=8).passed
     with pytest.raises(UserError, match=r"`mobilemoe convert .*int4 OUTPUT --to published`"):
-        compare_checkpoint(tmp_path / "int4")
+        compare_models(tmp_path / "int4")

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.checkpoint.check import Checkpoint
 from mobilemoe_mlx.config import INT4_QUANTIZATION, ModelArgs
-from mobilemoe_mlx.engines.onnx_session import read_model
+from mobilemoe_mlx.engines.onnx_session import check_precision, read_model
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export.manifest import ListedFile
 from mobilemoe_mlx.model import Model
@@ -34,6 +34,7 @@ _SECONDS_PER_PRODUCT = 4e-10
 
 _ELEMENTS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 _BYTES = {"float32": 4, "float16": 2}
+_LEVELS = {"int16": 0, "exact": 1, "int8": 4}  # of the precisions of our own operators
 
 
 class ONNXExport:
@@ -152,6 +153,30 @@ class ONNXExport:
         """A session in ONNX Runtime, in float32 throughout or as the export says."""
         return TracedSession(self._folder, args, self.context, self.block, arithmetic)
 
+    def session_of_all_logits(self, args: ModelArgs, precision: str | None) -> Session:
+        """A session as the export says, or in another `precision`, with every token's logits."""
+        return TracedSession(
+            self._folder,
+            args,
+            self.context,
+            self.block,
+            "declared",
+            precision=precision,
+            all_logits=True,
+        )
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: that of its own operators, or the type of activations."""
+        level = self.facts["accuracy_level"]
+        if self.form == "fused":
+            return next((name for name, number in _LEVELS.items() if number == level), "declared")
+        return "int8" if level == 4 else str(self.facts["activations"])
+
+    def check_precision(self, precision: str) -> None:
+        """Raise UserError unless the export takes another precision than its own."""
+        check_precision(self._folder, precision)
+
     def seconds(self, args: ModelArgs, arithmetic: Arithmetic, call: Call) -> float:
         """About how long one call takes, on two processor cores."""
         return call.length * account(args).active_parameters * _SECONDS_PER_PRODUCT
@@ -173,7 +198,7 @@ def _accuracy_level(model: onnx.ModelProto) -> int:
     for node in model.graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if "precision" in attributes:
-            return {b"int16": 0, b"exact": 1, b"int8": 4}.get(attributes["precision"].s, -1)
+            return _LEVELS.get(attributes["precision"].s.decode("utf-8", "replace"), -1)
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":

@@ -11,7 +11,12 @@ from onnx import TensorProto, helper
 
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.cpu_kernel.library import default_threads
-from mobilemoe_mlx.engines.onnx_session import open_session, read_model, run_session
+from mobilemoe_mlx.engines.onnx_session import (
+    all_logits_model,
+    open_session,
+    read_model,
+    run_session,
+)
 from mobilemoe_mlx.numerics.tolerance import Arithmetic
 from mobilemoe_mlx.numerics.values import LayerValues
 from mobilemoe_mlx.onnx_folder import names
@@ -35,11 +40,16 @@ class TracedSession:
         context: int,
         block: int,
         arithmetic: Arithmetic,
+        *,
+        precision: str | None = None,
+        all_logits: bool = False,
     ) -> None:
+        """`precision`: of our own operators, instead of the export's. `all_logits`: every token's
+        logits, where the saved graph gives the last one's."""
         self._export = export
         self.args, self.context, self.block = args, context, block
         self.scores: list[np.ndarray] | None = None  # ignored: the graph routes by itself
-        model = read_model(export)
+        model = all_logits_model(export) if all_logits else read_model(export)
         made = {name for node in model.graph.node for name in node.output}
         self.shows_routing = names.scores(0) in made
         self._traced = [
@@ -57,7 +67,6 @@ class TracedSession:
             )
             for name in self._traced
         )
-        precision = None
         if arithmetic == "float32":
             _exact(model)
             precision = "exact" if export.operators is not None else None

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from mobilemoe_mlx.compare.config_reader import (
+from mobilemoe_mlx.config import PRESETS, ModelArgs, RopeScaling, read_config
+from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.export.coreml.options import ExportOptions
+from mobilemoe_mlx.export.coreml.package import export_coreml
+from mobilemoe_mlx.verify.config_reader import (
     ReferenceConfig,
     check_agreement,
     disagreements,
     read_reference_config,
     reference_config,
 )
-from mobilemoe_mlx.config import PRESETS, ModelArgs, RopeScaling, read_config
-from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.export.coreml.options import ExportOptions
-from mobilemoe_mlx.export.coreml.package import export_coreml
 from mobilemoe_mlx.verify.verify import verify_package
 
 S: dict[str, Any] = PRESETS["S"].to_dict()
