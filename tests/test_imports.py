@@ -80,7 +80,14 @@ ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 # about them, which others import where they need them.
 EXTRAS = {"torch", "matplotlib", "onnx", "onnxruntime", "onnxruntime_genai", "lm_eval"}
 ABOUT_EXTRAS = (
-    "compare",
+    "compare.backward",
+    "compare.picture",
+    "compare.steps",
+    "compare.torch_checkpoint",
+    "compare.torch_model",
+    "compare.torch_side",
+    "compare.torch_training",
+    "compare.training_pictures",
     "export.onnx",
     "verify.onnx",
     "engines.onnx",
@@ -89,6 +96,7 @@ ABOUT_EXTRAS = (
     "transformers_model.int4_mobilemoe",
     "transformers_model.layers_mobilemoe",
     "transformers_model.modeling_mobilemoe",
+)
 )
 
 
