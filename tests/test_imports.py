@@ -97,7 +97,6 @@ ABOUT_EXTRAS = (
     "transformers_model.layers_mobilemoe",
     "transformers_model.modeling_mobilemoe",
 )
-)
 
 
 def module_name(path: Path) -> str:

@@ -53,7 +53,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "info": Command(
             "describe a size, a checkpoint, a package: parameters, bytes, FLOPs", False
         ),
-        "compare": Command("compare MLX with PyTorch, layer by layer", True),
+        "compare": Command("measure how far two models, engines or exports are apart", True),
         "eval": Command("score a model on benchmarks, whatever engine runs it", True),
         "sensitivity": Command("measure which tensors' rounding to INT4 costs how much", True),
         "scale": Command("ask the scaling law what to build and what to expect", False),
