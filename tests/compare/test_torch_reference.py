@@ -290,12 +290,16 @@ def test_int4_is_dequantised_exactly():
     np.testing.assert_array_equal(ours.numpy(), expected)
 
 
-def test_without_torch_the_command_says_how_to_install_it():
+def test_without_torch_the_command_says_how_to_install_it(bf16_folder: Path):
+    """And goes without it where nothing is to run in it."""
     code = (
         "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
         "from mobilemoe_mlx.cli.main import main\n"
-        "sys.exit(main(['compare', 'no/such/folder']))\n"
+        "call = ['compare', sys.argv[1], '--tokens', '4']\n"
+        "assert main([*call, '--engine-b', 'mlx']) == 0\n"
+        "sys.exit(main(call))\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 2
+    call = [sys.executable, "-c", code, str(bf16_folder)]
+    result = subprocess.run(call, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
     assert "pip install --editable '.[torch]'" in result.stderr
