@@ -14,13 +14,15 @@ from mobilemoe_mlx.scaling.pictures import figure_of, png_of
 from mobilemoe_mlx.scaling.results import Row
 
 _NEAR = 1.5  # runs within this factor of some training FLOPs are drawn at them
+_ALIKE = 1.25  # the same of memory: runs whose bytes lie within this factor are drawn as equal
 
 
 def of_rows(every: Sequence[Row], fitted: Sequence[Row], law: Law) -> dict[str, bytes]:
-    """Of `every` row the sweet spot over E and g and loss against memory; of the `fitted` ones,
-    beside their law, losses at equal training FLOPs."""
+    """Of `every` row the sweet spot over E and g; of the `fitted` ones loss against memory and at
+    equal memory and, beside their law, at equal training FLOPs."""
     found = {
         "measured-iso-flop": iso_flop(fitted, law),
+        "measured-iso-memory": iso_memory(fitted),
         "measured-loss-against-memory": loss_against_memory(fitted),
         "measured-sweet-spot": sweet_spot(every),
     }
@@ -57,6 +59,49 @@ def iso_flop(rows: Sequence[Row], law: Law) -> bytes | None:
         panel.set_ylabel("held-out loss, nats per token")
         panel.set_title(f"{flops:.1e} training FLOPs, points moved along the law", fontsize=9)
     return png_of(figure, panels)
+
+
+def iso_memory(rows: Sequence[Row]) -> bytes | None:
+    """Loss over E at about equal INT4 bytes and equal tokens, at each point its shape.
+
+    Shapes of several E that take about as many bytes are joined by a line: along it memory is spent
+    on experts in place of layers and width.
+    """
+    known = [row for row in rows if row.hidden_size and row.int4_bytes]
+    lines = [line for line in _alike_in_memory(known) if len({row.experts for row in line}) > 1]
+    counts = sorted({row.tokens for line in lines for row in line})
+    if not counts:
+        return None
+    figure, panels = figure_of(len(counts))
+    for panel, tokens in zip(panels, counts, strict=True):
+        for line in lines:
+            trained = [row for row in line if row.tokens == tokens]
+            shapes = _grouped(trained, lambda row: (row.experts, row.layers, row.hidden_size))
+            x = [experts for experts, _, _ in shapes]
+            y = [_mean(row.loss for row in each) for each in shapes.values()]
+            kilobytes = _mean(row.int4_bytes for row in line) / 1e3
+            panel.plot(x, y, "o-", label=f"about {kilobytes:.0f} kB")
+            for (_, layers, hidden), *place in zip(shapes, x, y, strict=True):
+                style = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7}
+                panel.annotate(f"{layers} x {hidden}", place, **style)
+        ticks = sorted({row.experts for line in lines for row in line})
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [f"{each:g}" for each in ticks])
+        panel.set_xlabel("E, expert equivalents over k (at the points: layers x width)")
+        panel.set_ylabel("held-out loss, nats per token")
+        panel.set_title(f"equal INT4 weights, {tokens:,.0f} tokens")
+    return png_of(figure, panels)
+
+
+def _alike_in_memory(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows in groups whose INT4 bytes differ by no more than the factor _ALIKE."""
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.int4_bytes):
+        if groups and row.int4_bytes <= _ALIKE * groups[-1][0].int4_bytes:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def loss_against_memory(rows: Sequence[Row]) -> bytes | None:

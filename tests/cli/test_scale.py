@@ -81,6 +81,7 @@ def test_the_sweep_of_the_documents(
         "predicted-against-measured",
         "residuals",
         "measured-iso-flop",
+        "measured-iso-memory",
         "measured-loss-against-memory",
         "measured-sweet-spot",
     }
