@@ -1,5 +1,5 @@
-"""MLX against PyTorch: an independent reference of the same model, and the numerics report.
+"""How far two models or engines are apart: the numerics report, forwards, backwards, in training.
 
-All but the second reading of config.json needs the extra `torch`. See docs/numerics.md for what is
-measured and how.
+PyTorch's side is a reference of the same model written apart from ours, for which the extra `torch`
+is needed. See docs/numerics.md for what is measured and how.
 """
