@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         greedy_tokens=args.greedy_tokens,
         tolerance=args.tolerance,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     return _tell(args, output, report, as_text(report), "compare")
 

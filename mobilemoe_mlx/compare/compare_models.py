@@ -22,10 +22,12 @@ from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.numerics.tolerance import COMPARE_LIMITS
 from mobilemoe_mlx.numerics.values import PartialTrace
 from mobilemoe_mlx.tokenizer_file import open_tokenizer
+from mobilemoe_mlx.verify.progress import duration
 
 GREEDY_TOKENS = 32
 RANDOM_TOKENS = 128
 _TOKENIZER = "tokenizer.json"
+_LONG = 10.0  # seconds that a person is told of
 
 
 def compare_models(
@@ -42,6 +44,7 @@ def compare_models(
     seed: int = 0,
     greedy_tokens: int = GREEDY_TOKENS,
     tolerance: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare `a` with `b`, each a checkpoint, an ONNX folder or a Core ML package.
 
@@ -51,9 +54,9 @@ def compare_models(
     The sequence is `prompt`, tokenised, or `num_tokens` random tokens drawn with `seed` (None:
     RANDOM_TOKENS, or fewer where a side has no room); both continue it by up to `greedy_tokens`.
     `tolerance`: replaces the limit of the coarser side; two different models are judged by it
-    alone. Raises UserError for a side that cannot be had or cannot run as asked, for different
-    vocabularies, an empty or over-long sequence, weights that are not finite, and numbers out of
-    range.
+    alone. `say` hears how long it will take, where that is long. Raises UserError for a side that
+    cannot be had or cannot run as asked, for different vocabularies, an empty or over-long
+    sequence, weights that are not finite, and numbers out of range.
     """
     check_tolerance(tolerance)
     if greedy_tokens < 0:
@@ -94,10 +97,14 @@ def compare_models(
         if checkpoint is not None:
             check_scales(checkpoint)
             check_finite(checkpoint)  # also where no token of this sequence goes
+    greedy_tokens = min(greedy_tokens, narrow.context - len(tokens))
+    seconds = sum(side.seconds_per_token for side in sides) * (len(tokens) + greedy_tokens)
+    if seconds > _LONG:
+        say(f"this takes {duration(seconds)}, by its size, on two processor cores")
     return _compare_sides(
         *sides,
         tokens,
-        min(greedy_tokens, narrow.context - len(tokens)),
+        greedy_tokens,
         tolerance,
         piece=lambda token: _piece(tokenizer, token),
         is_judged=is_same or tolerance is not None,

@@ -81,6 +81,7 @@ def coreml_side(package: Path, precision: str | None, adapters: Adapters) -> Sid
         tokenizer=export.manifest.parent,
         packages=("coremltools", "numpy"),
         load=load,
+        seconds_per_token=export.seconds(args, arithmetic, Call(0, 1, is_decode=True)),
     )
 
 

@@ -45,3 +45,5 @@ class Side:
         default=None, compare=False, repr=False
     )  # None: an export
     has_cache: bool = True  # whether a token more costs less than the whole sequence again
+    # About how long a token takes, on two processor cores; 0: no time to speak of.
+    seconds_per_token: float = 0.0

@@ -33,6 +33,7 @@ from mobilemoe_mlx.export.coreml.options import ExportOptions  # noqa: E402
 from mobilemoe_mlx.export.coreml.package import export_coreml  # noqa: E402
 from mobilemoe_mlx.export.onnx.folder import export_onnx  # noqa: E402
 from mobilemoe_mlx.export.onnx.options import ExportOptions as ONNXOptions  # noqa: E402
+from mobilemoe_mlx.verify.coreml.core_ops_package import CoreOpsPackage  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("kernel_is_built")
 
@@ -331,6 +332,16 @@ def test_the_default_length_leaves_room_for_the_greedy_text(models: Models) -> N
     assert report.greedy is not None and report.greedy.asked == 8
     full = compare_models(models["fused"], models["checkpoint"], num_tokens=CONTEXT)
     assert full.greedy is None
+
+
+def test_a_long_evaluation_is_announced(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    call = {"num_tokens": 2, "greedy_tokens": 1, "say": told.append}
+    compare_models(models["last"], models["checkpoint"], **call)
+    assert told == []
+    monkeypatch.setattr(CoreOpsPackage, "seconds", lambda *call: 40.0)
+    compare_models(models["last"], models["checkpoint"], **call)
+    assert told == ["this takes about 2 minutes, by its size, on two processor cores"]
 
 
 def test_choices_are_told_with_how_narrow_they_were() -> None:
