@@ -39,7 +39,7 @@ class Settings:
     model_sha256: str
     adapters: tuple[Adapter, ...]
     engine: str
-    options: dict[str, Any]  # of the engine, those that were given
+    options: dict[str, Any]  # of the engine: those that were given and decide numbers
     suite: str | None
     tasks: tuple[WantedTask, ...]
     chat: bool

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 # Draws for the standard error of a metric that is no mean; a mean's is computed.
 BOOTSTRAP = 1000
 
+# Options of the CPU engine that change no bit of what it computes (docs/engines.md).
+_FREE = ("threads", "expert_memory")
+
 # The files of a model or adapter that decide what it answers.
 _DECISIVE = (".safetensors", ".json", ".jinja", ".model", ".onnx", ".data")
 
@@ -88,14 +91,15 @@ def evaluate(
     base = hub.resolve(model)
     args = model_args(base)
     given = {name: value for name, value in engine_options.items() if value is not None}
+    engine = engine or default_engine(base, with_adapters=bool(adapters))
     settings = Settings(
         model=str(model),
         model_sha256=_digest(base),
         adapters=tuple(
             Adapter(str(path), _digest(files.user_path(path)), weight) for path, weight in adapters
         ),
-        engine=engine or default_engine(base, with_adapters=bool(adapters)),
-        options=given,
+        engine=engine,
+        options={k: v for k, v in given.items() if engine != "cpu" or k not in _FREE},
         suite=suite,
         tasks=chosen.tasks,
         chat=chosen.chat if options.chat is None else options.chat,
@@ -110,7 +114,7 @@ def evaluate(
             allow_code_execution=options.allow_code_execution,
         )
     _check_lengths(loaded, args.max_position_embeddings)
-    scorer = open_scorer(base, settings.engine, adapters=[*adapters] or None, **given)
+    scorer = open_scorer(base, engine, adapters=[*adapters] or None, **given)
     if settings.chat and not scorer.tokenizer.has_chat_template:
         raise UserError(
             f"{model} has no chat template, so questions cannot be asked as chats: "
