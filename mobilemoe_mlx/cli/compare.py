@@ -10,6 +10,7 @@ from typing import Any
 from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.prompt_file import add_prompt_file_argument, read_prompt
 from mobilemoe_mlx.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--torch-dtype", choices=DTYPES, help="of PyTorch (as --dtype)")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", help="the text to run on")
+    add_prompt_file_argument(text)
     text.add_argument(
         "--tokens",
         type=int,
@@ -102,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     check_json(args.json)
     output = None if args.output is None else files.output_folder(args.output)
+    if args.prompt_file is not None:
+        args.prompt = read_prompt(args.prompt_file)
     if args.backward or args.train_steps is not None:
         return _compare_training(args, output)
     for given, name in ((args.qat, "--qat"), (args.data, "--data")):

@@ -8,9 +8,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.engine_arguments import add_engine_arguments, engine_options
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.prompt_file import add_prompt_file_argument, read_prompt
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.generation_options import GenerationOptions
 
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--prompt", metavar="TEXT", help="text to continue, as it is (default: standard input)"
     )
-    prompt.add_argument(
-        "--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file; - is stdin"
-    )
+    add_prompt_file_argument(prompt)
     add_generation_arguments(parser)
     add_engine_arguments(parser)
     add_json_argument(parser)
@@ -122,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.prompt_file is None and sys.stdin.isatty():
         raise UserError("There is no prompt: give --prompt TEXT or --prompt-file FILE, or pipe it.")
     else:
-        text = _read("-" if args.prompt_file is None else args.prompt_file)
+        text = read_prompt("-" if args.prompt_file is None else args.prompt_file)
     if not text:
         raise UserError("The prompt is empty: there is nothing to continue.")
     engine, tokenizer = open_and_tell(args)
@@ -164,17 +162,3 @@ def open_and_tell(args: argparse.Namespace) -> tuple[Engine, PromptTokenizer | C
         file=sys.stderr,
     )
     return both
-
-
-def _read(path: str) -> str:
-    """A file's text ("-": standard input's), without the newline that ends its last line."""
-    try:
-        if path == "-":
-            content = sys.stdin.buffer.read()
-        else:
-            with open(files.user_path(path) if path else path, "rb") as file:
-                content = file.read()
-    except OSError as error:
-        raise UserError(f"The prompt file {path} cannot be read: {error.strerror}.") from None
-    text = files.decode(content, f"The prompt in {path}")
-    return text.removesuffix("\n").removesuffix("\r")

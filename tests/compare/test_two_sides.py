@@ -326,6 +326,20 @@ def test_texts_are_read_by_the_tokenizer_that_is_there(models: Models) -> None:
         assert 2 < report.tokens < 12
 
 
+def test_a_text_from_a_file(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text("def f(x):\n")
+    call = ["compare", str(models["checkpoint"]), "--engine-b", "cpu:exact", "--json"]
+    tokens = set()
+    for text in (["--prompt", "def f(x):"], ["--prompt-file", str(tmp_path / "text")]):
+        assert main([*call, *text]) == 0
+        tokens.add(json.loads(capsys.readouterr().out)["tokens"])
+    assert len(tokens) == 1
+    assert main([*call, "--prompt-file", "no/such/file"]) == 2
+    assert "no/such/file cannot be read" in capsys.readouterr().err
+
+
 def test_the_default_length_leaves_room_for_the_greedy_text(models: Models) -> None:
     report = compare_models(models["fused"], models["checkpoint"], greedy_tokens=8)
     assert report.tokens == CONTEXT - 8
