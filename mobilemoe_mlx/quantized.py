@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from mobilemoe_mlx import int4
 from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs, ScaleRule
 from mobilemoe_mlx.experts import ExpertLinear, QuantizedExpertLinear
-from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters, stored_type
+from mobilemoe_mlx.int4_rounding import as_float, as_quantized, quantize_parameters, stored_type
 from mobilemoe_mlx.linux_cpu.int4_product import int4_product, is_faster
 from mobilemoe_mlx.lora.low_rank import float_matrix
 from mobilemoe_mlx.model import Model
@@ -140,8 +140,17 @@ def fake_quantize_parameters(
     return tree_map_with_path(one, parameters)
 
 
-def dequantize_parameters(model: Model) -> dict[str, Any]:
-    """An INT4 model's parameters as a float32 tree for the float `Model` (exact)."""
+def float_model(model: Model) -> Model:
+    """A float32 model with an INT4 model's weights, expanded exactly; a float model as it is."""
+    if not model.args.quantized:
+        return model
+    plain = Model(as_float(model.args))
+    plain.update(_dequantized(model))
+    return plain
+
+
+def _dequantized(model: Model) -> dict[str, Any]:
+    """An INT4 model's parameters as a float32 tree for the float `Model`."""
     flat = dict(tree_flatten(model.parameters()))
     out = []
     for name, tensor in flat.items():

@@ -12,8 +12,8 @@ from mobilemoe_mlx.config import PRESETS, SCALE_RULES, ModelArgs, ScaleRule
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
 from mobilemoe_mlx.quantized import (
-    dequantize_parameters,
     fake_quantize_parameters,
+    float_model,
     quantize_model,
     quantize_parameters,
 )
@@ -181,8 +181,8 @@ def test_qat_forward_is_the_int4_model(args: ModelArgs, length: int, rule: Scale
 @pytest.mark.parametrize("length", [1, 40])
 def test_int4_kernels_compute_what_dequantised_weights_do(length: int):
     model = quantize_model(random_model(ARGS))
-    plain = Model(ARGS)
-    plain.update(dequantize_parameters(model))
+    plain = float_model(model)
+    assert not plain.args.quantized and float_model(plain) is plain
     tokens = mx.random.randint(0, ARGS.vocab_size, (1, length))
     assert relative_error(model(tokens), plain(tokens)) < 1e-5
 

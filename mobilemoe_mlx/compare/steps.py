@@ -12,12 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.compare.torch_training import TorchStep, TorchTrainer, trained
 from mobilemoe_mlx.compare.training_side import (
     batch_of,
     by_published_name,
-    float_model,
     settings,
 )
 from mobilemoe_mlx.compare.versions import versions
@@ -25,6 +25,7 @@ from mobilemoe_mlx.data.corpus_texts import corpus_texts
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import LayerTrace
 from mobilemoe_mlx.numerics.json_values import json_values
+from mobilemoe_mlx.quantized import float_model
 from mobilemoe_mlx.train.step import Trainer
 
 import torch  # isort: skip  (after torch_training, which explains a missing PyTorch)
@@ -128,7 +129,7 @@ def compare_steps(
         steps=len(batches),
         peak_lr=peak_lr,
     )
-    trainer = Trainer(float_model(folder), stage)
+    trainer = Trainer(float_model(load_model(folder, mx.float32)), stage)
     optimizer, routing = stage.optimizer, stage.routing
     reference = TorchTrainer(
         load_torch_model(folder),

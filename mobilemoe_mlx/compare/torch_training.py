@@ -45,7 +45,7 @@ def training_loss(
     z-loss: the squared log-sum-exp of the router's logits, mean over tokens, summed over layers.
     """
     forms = {
-        name: _forward_form(name, parameter, dtype, quantize)
+        name: forward_form(name, parameter, dtype, quantize)
         for name, parameter in model.named_parameters()
     }
     output: Output = torch.func.functional_call(model, forms, (tokens[:, :-1],), tie_weights=False)
@@ -56,7 +56,8 @@ def training_loss(
     return TorchLoss(cross_entropy + z_loss * z, cross_entropy.item(), output)
 
 
-def _forward_form(name: str, weight: Tensor, dtype: torch.dtype, quantize: bool) -> Tensor:
+def forward_form(name: str, weight: Tensor, dtype: torch.dtype, quantize: bool) -> Tensor:
+    """A float32 master weight as the forward pass of `training_loss` uses it."""
     if quantize and not name.endswith(_UNROUNDED):
         is_small = name.endswith(_ROUNDED_TO_BFLOAT16)
         weight = _straight_through(weight, _bfloat16(weight) if is_small else _int4(weight))

@@ -11,9 +11,7 @@ from mlx.utils import tree_flatten
 
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.data.packing import Batch
-from mobilemoe_mlx.int4_rounding import as_float
-from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.quantized import dequantize_parameters
+from mobilemoe_mlx.quantized import float_model
 from mobilemoe_mlx.tensor_names import is_expert_matrix
 from mobilemoe_mlx.train.recipe import (
     ComputeConfig,
@@ -25,16 +23,6 @@ from mobilemoe_mlx.train.recipe import (
 from mobilemoe_mlx.train.step import Trainer
 
 TrainingType = Literal["float32", "bfloat16"]
-
-
-def float_model(folder: Path) -> Model:
-    """The checkpoint's weights as a float32 model; INT4 ones are expanded, exactly."""
-    model = load_model(folder, mx.float32)
-    if not model.args.quantized:
-        return model
-    plain = Model(as_float(model.args))
-    plain.update(dequantize_parameters(model))
-    return plain
 
 
 def settings(
@@ -66,7 +54,7 @@ def gradients(
     rows, length = tokens.shape
     targets = rows * (length - 1)
     stage = settings(dtype, quantize=quantize, rows=rows, context=length - 1, steps=1, peak_lr=1.0)
-    trainer = Trainer(float_model(folder), stage)
+    trainer = Trainer(float_model(load_model(folder, mx.float32)), stage)
     sums, tree = trainer.gradients(batch_of(tokens), targets=targets, real=targets)
     return sums.cross_entropy.item() / targets, by_published_name(tree)
 

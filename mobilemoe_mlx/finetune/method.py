@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from mobilemoe_mlx.finetune.expert_load import expert_load
 from mobilemoe_mlx.finetune.recipe import FinetuneConfig
 from mobilemoe_mlx.int4_rounding import as_quantized, quantize_parameters
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.quantized import dequantize_parameters
+from mobilemoe_mlx.quantized import float_model
 from mobilemoe_mlx.train.run_folder import StageFolder
 from mobilemoe_mlx.train.step import Trainer
 
@@ -41,12 +40,7 @@ def load_base(folder: Path, config: FinetuneConfig) -> Model:
     """
     is_whole = config.adapter is None and config.method != "experts"
     if is_whole:
-        model = load_save.load_model(folder, dtype=mx.float32)
-        if model.args.quantized:
-            weights = dequantize_parameters(model)
-            model = Model(dataclasses.replace(model.args, quantized=False))
-            model.update(weights)
-        return model
+        return float_model(load_save.load_model(folder, dtype=mx.float32))
     return load_save.load_model(folder, dtype=getattr(mx, config.compute.dtype))
 
 

@@ -18,7 +18,7 @@ from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.config import ModelArgs, read_config
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.model import Model
-from mobilemoe_mlx.quantized import dequantize_parameters
+from mobilemoe_mlx.quantized import float_model
 from mobilemoe_mlx.tokenizer import eos_token_ids
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.recipe import STAGES, Recipe
@@ -162,7 +162,7 @@ def initial_parameters(init: str, args: ModelArgs) -> dict[str, Any]:
                     else f", or `--set model.{name}={theirs}`."
                 )
             )
-    return dequantize_parameters(model) if model.args.quantized else model.parameters()
+    return float_model(model).parameters()
 
 
 def checkpoint_digest(folder: Path) -> str:

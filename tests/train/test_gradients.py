@@ -18,6 +18,7 @@ from small_model import small_args  # noqa: E402
 
 from mobilemoe_mlx import experts  # noqa: E402
 from mobilemoe_mlx.compare.torch_model import TorchMobileMoE  # noqa: E402
+from mobilemoe_mlx.compare.torch_training import forward_form  # noqa: E402
 from mobilemoe_mlx.config import PRESETS, ModelArgs  # noqa: E402
 from mobilemoe_mlx.model import LayerTrace, Model  # noqa: E402
 from mobilemoe_mlx.quantized import fake_quantize_parameters  # noqa: E402
@@ -122,41 +123,6 @@ def test_gradients_do_not_depend_on_the_dispatch(monkeypatch):
     assert_same_gradients(results[2], results[0], 1e-5)
 
 
-class Int4(torch.autograd.Function):
-    """Round to symmetric INT4 in groups of 32 along the last axis; the gradient passes straight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        groups = weight.unflatten(-1, (-1, 32))
-        scale = torch.maximum(groups.amax(-1, True) / 7, groups.amin(-1, True) / -8)
-        scale = scale.half().float()
-        codes = torch.where(scale > 0, groups / scale, 0.0).round().clamp(-8, 7)
-        return (codes * scale).flatten(-2)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
-
-
-class BFloat16(torch.autograd.Function):
-    """Round to bfloat16; the gradient passes straight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        return weight.bfloat16().float()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
-
-
-def torch_fake_quantize(name: str, weight: torch.Tensor) -> torch.Tensor:
-    if name.endswith("router.weight"):
-        return weight
-    small = name.endswith(("norm.weight", "expert_bias"))
-    return BFloat16.apply(weight) if small else Int4.apply(weight)
-
-
 @pytest.mark.parametrize("shape", SEQUENCES.values(), ids=SEQUENCES)
 def test_every_qat_gradient_matches_a_straight_through_autograd(shape: tuple[int, int]):
     model = mlx_model()
@@ -173,7 +139,9 @@ def test_every_qat_gradient_matches_a_straight_through_autograd(shape: tuple[int
     for name in [n for n in ours if n.endswith("expert_bias")]:
         assert not ours.pop(name).any()  # selection biases get no gradient
 
-    quantised = {n: torch_fake_quantize(n, p) for n, p in reference.named_parameters()}
+    quantised = {
+        n: forward_form(n, p, torch.float32, quantize=True) for n, p in reference.named_parameters()
+    }
     output = torch.func.functional_call(
         reference, quantised, (torch.tensor(tokens)[:, :-1],), tie_weights=False
     )

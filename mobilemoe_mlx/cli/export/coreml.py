@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
-from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.adapter_argument import adapters
+from mobilemoe_mlx.cli.export_arguments import add_export_arguments, asked_options, check_it
+from mobilemoe_mlx.cli.json_option import check_json, prints_json, write_json
 from mobilemoe_mlx.cli.signals import ended_by_signals
-from mobilemoe_mlx.export.context import default_context
 from mobilemoe_mlx.export.coreml.options import TARGETS, ExportOptions
 
 if TYPE_CHECKING:
@@ -32,20 +31,12 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Expor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", help="a checkpoint folder or a Hugging Face repository id")
-    parser.add_argument("output", metavar="OUT.mlpackage", help="the package to write")
     parser.add_argument(
         "--moe",
         choices=("core-ops", "custom-layer"),
         default=_DEFAULTS["moe"],
         help="experts as Core ML's own ops (default), or as custom layers that the app implements "
         "(coreml/README.md)",
-    )
-    parser.add_argument(
-        "--context",
-        type=int,
-        metavar="TOKENS",
-        help=f"positions in the key/value cache (default: {_DEFAULTS['context']}, or the model's)",
     )
     parser.add_argument(
         "--prefill-block",
@@ -72,17 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="custom layers: put the weights into a file of the resources folder, as is done "
         "above 1.9 GB in any case",
     )
-    parser.add_argument(
-        "--quantize", action="store_true", help="round a BF16 checkpoint to nearest INT4 (lossy)"
-    )
-    add_adapter_argument(parser)
     parser.add_argument("--author", help="the author that Xcode shows")
     parser.add_argument("--license", help="the licence that Xcode shows")
-    parser.add_argument(
-        "--overwrite", "--force", action="store_true", help="replace an earlier export"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a repository")
-    add_json_argument(parser)
+    add_export_arguments(parser, "OUT.mlpackage", "the package to write", _DEFAULTS["context"])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -91,14 +74,12 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.mlpackage.interrupts import import_coremltools
 
     import_coremltools()
-    from mobilemoe_mlx.checkpoint.check import open_checkpoint
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.export.coreml.metadata import Credits
     from mobilemoe_mlx.export.coreml.package import export_coreml
 
     folder = resolve(args.checkpoint, args.revision)
-    asked = {name: value for name in _DEFAULTS if (value := getattr(args, name)) is not None}
-    asked.setdefault("context", default_context(open_checkpoint(folder).args))
+    asked = asked_options(args, _DEFAULTS, folder)
     asked.setdefault("prefill_block", min(_DEFAULTS["prefill_block"], asked["context"]))
     with ended_by_signals():
         done = export_coreml(
@@ -112,11 +93,11 @@ def run(args: argparse.Namespace) -> None:
         )
     write_json(args.json, done.to_dict())
     if not prints_json(args.json):
-        print(_report(done, args.output, args.checkpoint, args.adapter))
+        print("\n".join([*_report(done), check_it(args)]))
 
 
-def _report(done: Exported, output: str, checkpoint: str, adapters: list[str]) -> str:
-    """What was written, and how to check it."""
+def _report(done: Exported) -> list[str]:
+    """What was written, line by line."""
     lines = [
         f"{done.package}: {done.package_bytes / 1e6:,.1f} MB "
         f"({done.package_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights; tables and "
@@ -125,6 +106,4 @@ def _report(done: Exported, output: str, checkpoint: str, adapters: list[str]) -
     ]
     if not done.has_tokenizer:
         lines.append("The checkpoint has no tokenizer.json, so the resources have none either.")
-    names = (shlex.quote(name) for name in (output, checkpoint))
-    more = "".join(f" --adapter {shlex.quote(text)}" for text in adapters)
-    return "\n".join([*lines, "Check it: mobilemoe verify {} --against {}".format(*names) + more])
+    return lines

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
-from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.cli.adapter_argument import adapters
+from mobilemoe_mlx.cli.export_arguments import add_export_arguments, asked_options, check_it
+from mobilemoe_mlx.cli.json_option import check_json, prints_json, write_json
 from mobilemoe_mlx.cli.signals import ended_by_signals
-from mobilemoe_mlx.export.context import default_context
 from mobilemoe_mlx.export.onnx.options import (
     ACCURACY_LEVELS,
     ACTIVATIONS,
@@ -34,8 +33,6 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Expor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", help="a checkpoint folder or a Hugging Face repository id")
-    parser.add_argument("output", metavar="OUT", help="the folder to write")
     parser.add_argument(
         "--form",
         choices=FORMS,
@@ -43,12 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="experts by our own operators (fused, the default: fastest, needs the library that "
         "is put into the folder), by ONNX Runtime's own alone (portable), or by its QMoE, which "
         "rounds them a second time (qmoe)",
-    )
-    parser.add_argument(
-        "--context",
-        type=int,
-        metavar="TOKENS",
-        help=f"positions in the key/value cache (default: {_DEFAULTS['context']}, or the model's)",
     )
     parser.add_argument(
         "--activations",
@@ -69,21 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of the form qmoe: accept the second rounding, and print the error that it adds",
     )
-    parser.add_argument(
-        "--quantize", action="store_true", help="round a BF16 checkpoint to nearest INT4 (lossy)"
-    )
-    add_adapter_argument(parser)
-    parser.add_argument(
-        "--overwrite", "--force", action="store_true", help="replace an earlier export"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a repository")
-    add_json_argument(parser)
+    add_export_arguments(parser, "OUT", "the folder to write", _DEFAULTS["context"])
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     check_json(args.json)
-    from mobilemoe_mlx.checkpoint.check import open_checkpoint
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.onnx_folder.extra import need
 
@@ -91,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.export.onnx.folder import export_onnx
 
     folder = resolve(args.checkpoint, args.revision)
-    asked = {name: value for name in _DEFAULTS if (value := getattr(args, name)) is not None}
-    asked.setdefault("context", default_context(open_checkpoint(folder).args))
+    asked = asked_options(args, _DEFAULTS, folder)
     with ended_by_signals():
         done = export_onnx(
             folder,
@@ -104,11 +85,11 @@ def run(args: argparse.Namespace) -> None:
         )
     write_json(args.json, done.to_dict())
     if not prints_json(args.json):
-        print(_report(done, args.output, args.checkpoint, args.adapter))
+        print("\n".join([*_report(done), check_it(args)]))
 
 
-def _report(done: Exported, output: str, checkpoint: str, adapters: list[str]) -> str:
-    """What was written, and how to check it."""
+def _report(done: Exported) -> list[str]:
+    """What was written, line by line."""
     lines = [
         f"{done.folder} ({done.form}): {done.model_bytes / 1e6:,.1f} MB "
         f"({done.model_bytes / done.checkpoint_bytes:.3f} x the checkpoint's weights)"
@@ -117,6 +98,4 @@ def _report(done: Exported, output: str, checkpoint: str, adapters: list[str]) -
         lines.append("The checkpoint has no tokenizer.json, so the folder has none either.")
     if done.added_error is not None:
         lines.append(done.added_error.text())
-    names = (shlex.quote(name) for name in (output, checkpoint))
-    more = "".join(f" --adapter {shlex.quote(text)}" for text in adapters)
-    return "\n".join([*lines, "Check it: mobilemoe verify {} --against {}".format(*names) + more])
+    return lines
