@@ -45,6 +45,10 @@ struct ModelDownloadTests {
             #expect(!FileManager.default.fileExists(atPath: download.unfinished.path))
             #expect(transport.asked.allSatisfy { $0.headers["Authorization"] == "Bearer hf_secret" })
             #expect(ModelLibrary.models(in: folder).map(\.name) == ["tiny-moe"])
+            #if canImport(Darwin)  // Linux has no backups to leave it out of
+            let values = try model.resourceValues(forKeys: [.isExcludedFromBackupKey])
+            #expect(values.isExcludedFromBackup == true)
+            #endif
         }
     }
 

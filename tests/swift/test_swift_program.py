@@ -158,7 +158,10 @@ def test_the_figures_as_json(int4_folder: Path, tmp_path: Path, run_program: Run
             "7 bytes of memory for exp",
         ),
         (["generate", "MODEL", "--prompt", "a", "--context", "300"], "this model takes 1 to 256."),
-        (["generate", "MODEL", "--prompt", "a", "--memory-limit", "50K"], "Choose "),
+        (
+            ["generate", "MODEL", "--prompt", "a", "--memory-limit", "50K"],
+            "Choose --expert-memory, which reads experts when they are needed, or an int8 cache",
+        ),
         (["generate", "MODEL", "--token-ids", "1,,2", "--print-ids"], "'1,,2' is not like 1,2,3."),
         (
             ["generate", "MODEL", "--token-ids", "1,480", "--print-ids", "--max-tokens", "3"],

@@ -187,11 +187,14 @@ extension Arguments {
                 "The CPU engine takes no adapters: fuse them first: mobilemoe fuse \(model) \(adapter) "
                     + "OUTPUT --to int4.")
         }
-        return CPUOptions(
+        var options = CPUOptions(
             precision: try choice("--precision", "precision") ?? .int16,
             threads: try whole("--threads"), context: try whole("--context"),
-            cache: try choice("--cache", "cache"), expertMemory: try byteSize("--expert-memory"),
+            cache: try choice("--cache", "cache"),
+            expertMemory: try byteSize(SharedOptions.expertMemory.name),
             memoryLimit: try byteSize("--memory-limit"))
+        options.expertMemoryName = SharedOptions.expertMemory.name
+        return options
     }
 
     private func choice<Choice: RawRepresentable & CaseIterable>(

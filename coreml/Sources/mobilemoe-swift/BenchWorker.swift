@@ -39,11 +39,12 @@ enum BenchWorker {
             let asked = try JSONDecoder().decode(Asked.self, from: Data(word.utf8))
             let engine: CPUEngine
             do {
+                var options = CPUOptions(
+                    precision: try parse(asked.precision, "precision"), threads: asked.threads,
+                    expertMemory: asked.expertMemory)
+                options.expertMemoryName = SharedOptions.expertMemory.name
                 engine = try CPUEngine(
-                    folder: URL(fileURLWithPath: asked.folder),
-                    options: CPUOptions(
-                        precision: try parse(asked.precision, "precision"), threads: asked.threads,
-                        expertMemory: asked.expertMemory))
+                    folder: URL(fileURLWithPath: asked.folder), options: options)
             } catch let error as MobileMoEError {
                 try say(Greeting(error: error.sentence))
                 return 2

@@ -99,6 +99,7 @@ final class ModelDownload: Identifiable {
         } else {
             try FileManager.default.moveItem(at: unfinished, to: destination)
         }
+        try leaveOutOfBackups(destination)
     }
 
     /// The commit that the unfinished folder holds parts of.
@@ -112,12 +113,21 @@ final class ModelDownload: Identifiable {
         return try FileManager.default.attributesOfItem(atPath: path)[.size] as? Int ?? 0
     }
 
+    /// Apple asks that what can be downloaded again takes no room in a backup of the device.
+    private func leaveOutOfBackups(_ folder: URL) throws {
+        var values = URLResourceValues()
+        values.isExcludedFromBackup = true
+        var folder = folder
+        try folder.setResourceValues(values)
+    }
+
     /// Parts of another commit are no beginning of this one.
     private func prepare(for repository: HubRepository) throws {
         let files = FileManager.default
         if (try? String(contentsOf: stamp, encoding: .utf8)) != repository.commit {
             if files.fileExists(atPath: unfinished.path) { try files.removeItem(at: unfinished) }
             try files.createDirectory(at: unfinished, withIntermediateDirectories: true)
+            try leaveOutOfBackups(unfinished)
             try repository.commit.write(to: stamp, atomically: true, encoding: .utf8)
         }
     }

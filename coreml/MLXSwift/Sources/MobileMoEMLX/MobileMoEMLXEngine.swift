@@ -104,17 +104,8 @@ final class MobileMoEMLXSession: ModelSession, @unchecked Sendable {
     }
 
     private func compute(_ tokens: [Int]) throws -> [Float] {
-        guard !tokens.isEmpty else { throw MobileMoEError(.input, "There is no token to feed.") }
-        if let stranger = tokens.first(where: { !(0..<model.vocabularySize).contains($0) }) {
-            throw MobileMoEError(
-                .tokenizer,
-                "There is a token \(stranger), but the model knows 0 to \(model.vocabularySize - 1): it is of "
-                    + "another model's tokenizer.")
-        }
-        guard tokens.count <= context - count else {
-            throw MobileMoEError(
-                .input, "\(count + tokens.count) tokens do not fit into a context of \(context).")
-        }
+        try checkTokens(
+            tokens, vocabularySize: model.vocabularySize, position: count, context: context)
         let start = count
         var scores: MLXArray?
         for begin in stride(from: 0, to: tokens.count, by: Self.lot) {

@@ -28,6 +28,8 @@ public struct CPUOptions: Sendable, Equatable {
     public var cpuPath: String?
     /// Bytes that loading may need before it is refused; nil: what the system can give.
     public var memoryLimit: Int?
+    /// What messages call `expertMemory`; the command line has its own name for it.
+    package var expertMemoryName = "expertMemory"
 
     public init(
         precision: Precision = .int16, threads: Int? = nil, context: Int? = nil,
@@ -57,7 +59,7 @@ public struct CPUOptions: Sendable, Equatable {
         }
         if let expertMemory, expertMemory < 0 {
             throw MobileMoEError(
-                .input, "expertMemory is \(expertMemory); it must be a number of bytes.")
+                .input, "\(expertMemoryName) is \(expertMemory); it must be a number of bytes.")
         }
     }
 

@@ -10,8 +10,8 @@ public protocol Engine: Sendable {
     func makeSession() async throws -> any ModelSession
 }
 
-/// Throws for tokens that cannot be fed at `position`.
-package func checkTokens(
+/// Throws for tokens that cannot be fed at `position`; for whoever writes an engine.
+public func checkTokens(
     _ tokens: [Int], vocabularySize: Int, position: Int, context: Int
 ) throws {
     guard !tokens.isEmpty else { throw MobileMoEError(.input, "There is no token to feed.") }

@@ -80,7 +80,7 @@ extension CPUEngine {
             if fitting > 0 { ways.append("a context of at most \(fitting) tokens") }
         }
         if options.expertMemory == nil {
-            ways.append("expertMemory, which reads experts when they are needed")
+            ways.append("\(options.expertMemoryName), which reads experts when they are needed")
         }
         if options.cacheType != .int8 { ways.append("an int8 cache") }
         ways.append("a smaller model")
