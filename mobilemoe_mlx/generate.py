@@ -114,13 +114,13 @@ def stream(
     room = tokens_left(session, len(prompt_tokens))
     session.check_tokens(prompt_tokens)
     sampler = Sampler(options, session.engine.args.vocab_size)
-    answer = _Answer(tokenizer, options, room)
+    answer = Answer(tokenizer, options, room)
     tokens = session.generate(prompt_tokens, sampler, answer.most, progress)
     return _stream(tokens, answer, len(prompt_tokens))
 
 
 def _stream(
-    tokens: Iterator[int], answer: _Answer, prompt_tokens: int
+    tokens: Iterator[int], answer: Answer, prompt_tokens: int
 ) -> Generator[Step | Statistics, None, None]:
     start = first = last = time.perf_counter()
     with contextlib.closing(cast(Generator[int, None, None], tokens)):
@@ -142,8 +142,8 @@ def _stream(
     )
 
 
-class _Answer:
-    """Makes text of an answer's tokens and says when it ends."""
+class Answer:
+    """Makes text of an answer's tokens and says when it ends: `finish_reason`, else empty."""
 
     def __init__(
         self, tokenizer: TokenizerWrapper | PromptTokenizer, options: GenerationOptions, room: int

@@ -73,8 +73,8 @@ class Attention(nn.Module):
             return y.reshape(batch, length, count, self.head_dim).transpose(0, 2, 1, 3)
 
         offset = cache.offset if cache is not None else 0
-        queries = self._rotate(heads(self.q_proj(x), self.n_heads), offset)
-        keys = self._rotate(heads(self.k_proj(x), self.n_kv_heads), offset)
+        queries = self.rotate(heads(self.q_proj(x), self.n_heads), offset)
+        keys = self.rotate(heads(self.k_proj(x), self.n_kv_heads), offset)
         values = heads(self.v_proj(x), self.n_kv_heads)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
@@ -88,7 +88,11 @@ class Attention(nn.Module):
             )
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
-    def _rotate(self, x: mx.array, offset: Any) -> mx.array:
+    def rotate(self, x: mx.array, offset: Any) -> mx.array:
+        """x [batch, heads, tokens, head_dim], turned by its positions and normed.
+
+        `offset`: the first token's position; int32 [batch]: of each text.
+        """
         x = mx.fast.rope(
             x,
             self.head_dim,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mobilemoe_mlx.engines.mlx import MLXEngine
+from mobilemoe_mlx.evaluation.mlx_scorer import MLXScorer
 from mobilemoe_mlx.evaluation.scorer import Scorer
 from mobilemoe_mlx.evaluation.session_scorer import SessionScorer
 from mobilemoe_mlx.generate import open_with_tokenizer
@@ -17,4 +19,6 @@ def open_scorer(path_or_repo: str | Path, engine: str | None = None, **options: 
     them.
     """
     opened, tokenizer = open_with_tokenizer(path_or_repo, engine, **options)
+    if isinstance(opened, MLXEngine):
+        return MLXScorer(opened, tokenizer)
     return SessionScorer(opened, tokenizer)

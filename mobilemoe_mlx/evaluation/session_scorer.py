@@ -9,6 +9,7 @@ import numpy as np
 from mobilemoe_mlx.engines import Engine
 from mobilemoe_mlx.evaluation.batches import common_lengths, sorted_texts
 from mobilemoe_mlx.evaluation.scorer import GenerationRequest, LogLikelihood, Scorer, ScoringRequest
+from mobilemoe_mlx.evaluation.target_scores import target_scores
 from mobilemoe_mlx.evaluation.token_trees import TokenTrees
 from mobilemoe_mlx.evaluation.wanted import wanted
 from mobilemoe_mlx.generate import Step, stream
@@ -32,21 +33,15 @@ class SessionScorer(Scorer):
         """As the interface says."""
         self._begin_with(requests[0].context[:shared])
         of = wanted(requests, shared)
-        values = np.empty(len(of.targets))
-        is_best = np.empty(len(of.targets), bool)
-        by_row = np.argsort(of.rows, kind="stable")  # targets, by the row that predicts them
-        first = np.searchsorted(of.rows[by_row], np.arange(len(of.nodes) + 1))
-        row = 0
+        order = np.argsort(of.rows, kind="stable")  # targets, by the row that predicts them
+        rows, targets = of.rows[order], of.targets[order]
+        values, is_best = np.empty(len(order)), np.empty(len(order), bool)
+        start = 0
         for logits in self._walk(of.trees, np.isin(np.arange(len(of.trees.tokens)), of.nodes)):
-            top = logits.max(axis=-1)
-            total = np.exp(logits - top[:, None]).sum(axis=-1, dtype=np.float64)
-            best = logits.argmax(axis=-1)
-            for k in range(len(logits)):
-                for target in by_row[first[row] : first[row + 1]]:
-                    token = of.targets[target]
-                    values[target] = float(logits[k, token]) - float(top[k]) - np.log(total[k])
-                    is_best[target] = best[k] == token
-                row += 1
+            lot = slice(*np.searchsorted(rows, (start, start + len(logits))))
+            scores = target_scores(logits, rows[lot] - start, targets[lot])
+            values[order[lot]], is_best[order[lot]] = scores
+            start += len(logits)
         return of.answers(values, is_best)
 
     def generate(self, requests: Sequence[GenerationRequest], shared: int = 0) -> list[list[int]]:
