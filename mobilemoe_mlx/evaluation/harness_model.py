@@ -9,6 +9,7 @@ begins it included, in windows as long as the model's context.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -71,6 +72,8 @@ class HarnessModel(TemplateLM):
         self.scorer, self.tokenizer = scorer, scorer.tokenizer
         self.truncated = 0  # texts whose beginning was left out, since they exceed the context
         self._log, self._report = log, report
+        # A question's choices follow one another, each with the same context.
+        self._encoded = functools.lru_cache(64)(self._encode)
 
     @property
     def eot_token_id(self) -> int:
@@ -104,9 +107,12 @@ class HarnessModel(TemplateLM):
         """Token ids; None: the token that begins a text comes first, and once."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._prefix)
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        return list(self._encoded(string, add_special_tokens))
 
-    @property
+    def _encode(self, string: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    @functools.cached_property
     def _prefix(self) -> str:
         return str(self.tokenizer.decode([self.prefix_token_id]))
 
