@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ class LocalDatasets:
             raise UserError(f"--data-dir {data_dir}: there is no such folder.")
         self._data_dir = data_dir
         self._task = ""
-        self._beside: Path | None = None
+        self._beside: tuple[Path, ...] = ()
 
-    def next_task(self, name: str, file: Path | None) -> None:
-        """The task or group that is loaded next, and the file that it stands in."""
-        self._task, self._beside = name, None if file is None else file.parent
+    def next_task(self, name: str, folders: Iterable[Path]) -> None:
+        """The task or group that is loaded next, and the folders that its files stand in."""
+        self._task, self._beside = name, tuple(dict.fromkeys(folders))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -96,7 +96,7 @@ class LocalDatasets:
                 f"The task {self._task} needs the data file {named}, and nothing is downloaded: "
                 "fetch it, and name the file in a task of your own (--include)."
             )
-        places = [Path(), *(p for p in (self._data_dir, self._beside) if p is not None)]
+        places = [Path(), *([self._data_dir] if self._data_dir else []), *self._beside]
         for place in places:
             if files.find(place, named):
                 return str(files.user_path(place / named))

@@ -65,6 +65,7 @@ class TaskResult:
     seconds: float = 0.0  # the model's own, those before a break too
     truncated: int = 0  # texts that were longer than the model takes and lost their beginning
     members: tuple[str, ...] = ()  # of a group
+    asked_by: str = ""  # the name that was asked for: its own, its group's or its tag's
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,10 @@ def _tasks(results: Results, wanted: Sequence[WantedTask]) -> str:
 
 
 def _with_members(results: Results, name: str) -> Iterator[tuple[str, TaskResult]]:
+    """The result of a task; of a group and its members; of the tasks of a tag."""
     result = results.result(name)
     if result is None:
+        yield from ((task, each) for task, each in results.tasks.items() if each.asked_by == name)
         return
     yield name, result
     for member in result.members:

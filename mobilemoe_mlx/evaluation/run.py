@@ -36,6 +36,7 @@ from mobilemoe_mlx.evaluation.tasks import (
     load_tasks,
     need_harness,
     quiet_harness,
+    seed_harness,
 )
 
 if TYPE_CHECKING:
@@ -122,10 +123,16 @@ def evaluate(
         )
     say(f"{loaded.questions:,} questions of {len(loaded.tasks)} tasks to {scorer.describe()}")
     results = Results(settings, scorer.describe())
-    out.path.mkdir(parents=True, exist_ok=True)
-    with AnswerLog(out.answers, _identity(settings)) as log:
-        out.write(results)
-        _ask(loaded, scorer, log, out, results, options.log_samples)
+    try:
+        out.path.mkdir(parents=True, exist_ok=True)
+        with AnswerLog(out.answers, _identity(settings)) as log:
+            out.write(results)
+            _ask(loaded, scorer, log, out, results, options.log_samples)
+    except OSError as error:  # a full disk, mostly
+        raise UserError(
+            f"{error.filename or out.path}: {error.strerror or error}. What was answered before is "
+            "kept: go on with --resume."
+        ) from error
     return results
 
 
@@ -171,6 +178,7 @@ def _run(
 
     try:
         with quiet_harness():
+            seed_harness()
             return harness_evaluate(
                 model,
                 {"tasks": {each.name: each.task}, "groups": {}},
@@ -206,6 +214,7 @@ def _task_result(
         version=str(whole["versions"][name]),
         seconds=round(seconds, 3),
         truncated=truncated,
+        asked_by=each.wanted.task,
     )
 
 

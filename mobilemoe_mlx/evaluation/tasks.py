@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.evaluation.code_gate import check_code
 from mobilemoe_mlx.evaluation.local_datasets import LocalDatasets, MissingDataset, fetch_command
@@ -116,6 +117,13 @@ def quiet_harness() -> Iterator[None]:
                 os.environ["DISABLE_MULTIPROC"] = before
 
 
+def seed_harness() -> None:
+    """Seed what tasks draw from, as the harness does at its start; here before each task, so that
+    none depends on those before it."""
+    random.seed(_SEED)
+    np.random.seed(_SHOTS_SEED)
+
+
 def load_tasks(
     wanted: Sequence[WantedTask],
     *,
@@ -180,8 +188,21 @@ def _manager(wanted: Sequence[WantedTask], include: Sequence[Path]) -> Any:
             raise UserError(
                 f"There is no task '{name}'{did_you_mean(name, known)} in lm-evaluation-harness "
                 f"{importlib.metadata.version('lm-eval')}{places}: `lm_eval ls tasks` lists them."
+                + "".join(f"\n  {each}" for each in _unreadable(include))
             )
     return manager
+
+
+def _unreadable(include: Sequence[Path]) -> Iterator[str]:
+    """What is wrong with the YAML files that the harness passes over."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for folder in include:
+        for path in files.find(folder, "**/*.yaml"):
+            try:
+                load_yaml(path, resolve_func=False)
+            except Exception as error:  # of YAML, of files that are included, of the harness
+                yield f"{path} cannot be read: {' '.join(str(error).split())[:300]}"
 
 
 def _all_names(index: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
@@ -191,8 +212,9 @@ def _all_names(index: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
         entry = index.get(name)
         if entry is None:
             continue
-        members = [*entry.tags] if entry.yaml_path is None else _members(entry.cfg)
-        yield from _all_names(index, [m for m in members if isinstance(m, str)])
+        members = sorted(entry.tags) if entry.yaml_path is None else _members(entry.cfg)
+        named = (m.get("group") or m.get("task") if isinstance(m, dict) else m for m in members)
+        yield from _all_names(index, [name for name in named if isinstance(name, str)])
 
 
 def _members(config: Mapping[str, Any] | None) -> list[Any]:
@@ -232,10 +254,10 @@ def _load(
     manager: Any, wanted: WantedTask, data: LocalDatasets
 ) -> tuple[list[Task], dict[str, Group]]:
     """The tasks of a name, their shots and seeds set, and the groups they are members of."""
-    entry = manager.task_index[wanted.task]
-    data.next_task(wanted.task, entry.yaml_path)
-    random.seed(_SEED)
-    np.random.seed(_SHOTS_SEED)
+    index = manager.task_index
+    entries = (index[name] for name in _all_names(index, [wanted.task]) if name in index)
+    data.next_task(wanted.task, (Path(e.yaml_path).parent for e in entries if e.yaml_path))
+    seed_harness()
     try:
         found = manager.load([wanted.task])
         tasks = list(found["tasks"].values())

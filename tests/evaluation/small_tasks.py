@@ -48,6 +48,7 @@ metric_list:
 """,
     LIKELIHOOD: f"""\
 task: {LIKELIHOOD}
+tag: small_tag
 {_DATA}    test: {LIKELIHOOD}.jsonl
 test_split: test
 output_type: loglikelihood
@@ -63,6 +64,7 @@ metric_list:
 """,
     ANSWERS: f"""\
 task: {ANSWERS}
+tag: small_tag
 {_DATA}    test: {LIKELIHOOD}.jsonl
 test_split: test
 output_type: generate_until

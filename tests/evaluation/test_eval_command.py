@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -362,6 +363,55 @@ def test_a_task_that_fails_keeps_what_was_found_before(
     results = read_results(out)
     assert [*results.tasks] == [CHOICES, "bad", ANSWERS]
     assert results.tasks["bad"].metrics["acc,none"] == 1
+
+
+def test_a_full_disk_says_how_to_go_on(
+    tasks: Path,
+    bf16_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswerLog, "put", full)
+        assert main(command(bf16_folder, tasks, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out'}: No space left on device. What was answered before is" in error
+    assert main([*command(bf16_folder, tasks, tmp_path / "out"), "--resume"]) == 0
+
+
+def test_a_tag_is_its_tasks(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(bf16_folder, tasks, tmp_path / "out", "--tasks", "small_tag", "--limit", "2")
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("small_")] == [ANSWERS, LIKELIHOOD]
+
+
+def test_texts_scored_as_a_whole(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rolling log-likelihoods: a metric that is no mean, and texts longer than the context."""
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    records = likelihoods(3)
+    records[1]["context"] = " ".join(["whitespace"] * 400)
+    (folder / "texts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    (folder / "texts.yaml").write_text(
+        "task: texts\ndataset_path: json\ndataset_kwargs: {data_files: {test: texts.jsonl}}\n"
+        "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{context}}'\nmetric_list:\n  - metric: byte_perplexity\n"
+    )
+    out = tmp_path / "out"
+    assert main(command(bf16_folder, folder, out, "--tasks", "texts")) == 0, capsys.readouterr()
+    results = read_results(out)
+    values = np.array(results.documents["texts"].values["byte_perplexity,none"])
+    assert values[:, 1].tolist() == [len(each["context"]) for each in records]
+    expected = np.exp(-values[:, 0].sum() / values[:, 1].sum())
+    assert results.tasks["texts"].metrics["byte_perplexity,none"] == pytest.approx(expected)
 
 
 def test_chats(

@@ -30,7 +30,8 @@ def indexed_once(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     build = lm_eval_tasks.TaskManager
 
     def manager(**options: Any) -> Any:
-        return build(**options) if options.get("include_path") else harness
+        alone = options.get("include_path") and options.get("include_defaults") is False
+        return build(**options) if alone else harness
 
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", manager)
 
@@ -113,6 +114,15 @@ def test_unknown_names_tell_the_nearest() -> None:
         load("helaswag")
     with pytest.raises(UserError, match=r"no task 'papr14' \(did you mean 'paper14'\?\)"):
         load("papr14")
+
+
+@pytest.mark.usefixtures("indexed_once")
+def test_a_file_that_the_harness_passes_over_is_told(folder: Path) -> None:
+    (folder / f"{CHOICES}.yaml").write_text("task: [small\n")
+    with pytest.raises(
+        UserError, match=rf"no task '{CHOICES}'(.|\n)*{CHOICES}.yaml cannot be read"
+    ):
+        load(CHOICES, include=[folder])
 
 
 @pytest.mark.usefixtures("indexed_once")
