@@ -45,6 +45,8 @@ def picture(found: Comparison) -> bytes:
         panel.axvline(0, color="0.3", linewidth=0.8)
         panel.set_title(f"{metric} ({better} is better)", fontsize=9)
         panel.set_xlabel(f"difference from {found.base}", fontsize=8)
+        panel.locator_params(axis="x", nbins=5)
+        panel.tick_params(labelsize=8)
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(rows)), rows[::-1], fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
