@@ -137,6 +137,11 @@ def _check_what_to_do(args: argparse.Namespace) -> None:
             "Name one model to evaluate, or several with --compare: `mobilemoe eval MODEL ...` or "
             "`mobilemoe eval --compare MODEL MODEL ...`."
         )
+    if args.compare is not None and args.adapter:
+        raise UserError(
+            "--adapter is of one model, and --compare has several: evaluate the model with its "
+            "adapter first, and compare the folder of that evaluation (its --out)."
+        )
     if args.picture is not None and args.compare is None:
         raise UserError("--picture draws a comparison: leave it out, or give --compare.")
     if args.picture is not None:
@@ -184,6 +189,11 @@ def _compare(args: argparse.Namespace, out: str) -> None:
     for name, model in named.items():
         if is_evaluation(model):
             evaluations[name] = read_results(model)
+            if not evaluations[name].finished:
+                raise UserError(
+                    f"{model} holds an evaluation that is not finished: go on with it first, by "
+                    "the command that began it and --resume."
+                )
         else:
             folder = f"{out}/{name}"
             evaluations[name] = _evaluate(args, model, folder, resume=is_evaluation(folder))

@@ -143,10 +143,15 @@ def test_command(
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, values in (("a", [1, 0]), ("b", [1, 0, 0])):
         EvaluationFolder(tmp_path / name).write(evaluation({"t": {"acc,none": values}}))
+    unfinished = evaluation({"t": {"acc,none": [1, 0]}})
+    unfinished.finished = False
+    EvaluationFolder(tmp_path / "c").write(unfinished)
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     cases = [
         (["--compare", a, b], "not asked the same questions of t"),
         (["--compare", a], "two models or evaluations at least"),
+        (["--compare", a, str(tmp_path / "c")], "an evaluation that is not finished"),
+        (["--compare", a, b, "--adapter", "x"], "evaluate the model with its adapter first"),
         ([a, "--compare", b], "Name one model to evaluate, or several with --compare"),
         ([], "Name one model to evaluate"),
         ([a, "--picture", str(tmp_path / "x.png")], "--picture draws a comparison"),
