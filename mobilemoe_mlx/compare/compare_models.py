@@ -85,6 +85,11 @@ def compare_models(
     if num_tokens is None:
         num_tokens = max(1, min(RANDOM_TOKENS, narrow.context - greedy_tokens))
     tokenizer = next((s for s in sides if (s.tokenizer / _TOKENIZER).is_file()), sides[0]).tokenizer
+    if prompt is not None and not tokenizer.is_dir():
+        raise UserError(
+            f"{sides[0].folder} is without {tokenizer.name}, the folder of its resources, in which "
+            "its tokenizer is: put that beside it, or run on random tokens (--tokens)."
+        )
     tokens = sequence(
         tokenizer,
         sides[0].args,

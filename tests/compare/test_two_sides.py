@@ -326,6 +326,14 @@ def test_texts_are_read_by_the_tokenizer_that_is_there(models: Models) -> None:
         assert 2 < report.tokens < 12
 
 
+def test_a_package_without_its_resources_has_no_tokenizer(models: Models, tmp_path: Path) -> None:
+    package = tmp_path / "alone.mlpackage"
+    shutil.copytree(models["all"], package)
+    with pytest.raises(UserError, match=r"alone.mlpackage is without alone-resources, the folder"):
+        compare_models(package, models["other"], prompt="def")
+    assert compare_models(package, models["other"], num_tokens=2, greedy_tokens=0).tokens == 2
+
+
 def test_a_text_from_a_file(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
