@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("kernel_is_built")
 ARGS = small_args(vocab_size=480, bos_token_id=1, eos_token_id=(2,))
 CONTEXT = 32
 TOKENS = np.random.default_rng(0).integers(ARGS.vocab_size, size=20).tolist()
-GREEDY = 6
+GREEDY = 4
 
 Models = dict[str, Path]
 
