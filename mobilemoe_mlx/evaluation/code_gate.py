@@ -120,12 +120,10 @@ def _imported(node: ast.AST, folder: Path) -> list[Path]:
     else:
         return []
     out = []
-    for name in filter(None, names):
-        parts = name.split(".")
-        if parts[:2] == ["lm_eval", "tasks"]:
-            out.append(_tasks_folder().joinpath(*parts[2:]).with_suffix(".py"))
-        else:
-            out.append(folder.joinpath(*parts).with_suffix(".py"))
+    for parts in (name.split(".") for name in names if name):
+        is_harness = parts[:2] == ["lm_eval", "tasks"]
+        place = _tasks_folder().joinpath(*parts[2:]) if is_harness else folder.joinpath(*parts)
+        out += [place.with_suffix(".py"), place / "__init__.py"]
     return out
 
 

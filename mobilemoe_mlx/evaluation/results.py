@@ -139,7 +139,10 @@ class EvaluationFolder:
                     f"{self.path} holds no evaluation to go on with: leave out --resume to begin "
                     "one there."
                 )
-            if self.path.is_dir() and any(files.visible(self.path.iterdir())):
+            # What a process leaves that was killed before it had written its settings.
+            ours = {self.answers, self.per_document}
+            ours |= {files.temporary_name(path) for path in (self.results, self.per_document)}
+            if self.path.is_dir() and not ours.issuperset(files.visible(self.path.iterdir())):
                 raise UserError(
                     f"{self.path} exists and is no evaluation: choose another folder with --out."
                 )

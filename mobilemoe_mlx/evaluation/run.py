@@ -121,7 +121,9 @@ def evaluate(
             f"{model} has no chat template, so questions cannot be asked as chats: "
             + ("leave out --chat." if options.chat else "add --no-chat.")
         )
-    say(f"{loaded.questions:,} questions of {len(loaded.tasks)} tasks to {scorer.describe()}")
+    names = [each.name for each in loaded.tasks]
+    what = names[0] if len(names) == 1 else f"{len(names)} tasks"
+    say(f"{loaded.questions:,} questions of {what} to {scorer.describe()}")
     results = Results(settings, scorer.describe())
     try:
         out.path.mkdir(parents=True, exist_ok=True)

@@ -288,6 +288,15 @@ def test_resuming_asks_nothing_again(
     assert (evaluated / "answers.jsonl").read_bytes() == before
 
 
+def test_what_was_killed_before_it_had_begun_is_no_hindrance(
+    tasks: Path, bf16_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("answers.jsonl", "results.json.tmp"):
+        (tmp_path / name).write_text('{"torn')
+    assert main(command(bf16_folder, tasks, tmp_path, "--limit", "1")) == 0
+    assert read_results(tmp_path).finished
+
+
 def test_another_model_is_not_the_one_in_the_folder(
     tasks: Path, int4_folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
