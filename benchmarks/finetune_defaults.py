@@ -1,14 +1,14 @@
 """The recipes' rate, rank and length for adapters, tuned on a thousand conversations.
 
 Run: python benchmarks/finetune_defaults.py [--quickstart runs/quickstart] [--output
-runs/finetune-defaults] [--method NAME ...] [--rate R ...] [--rank N ...] [--epochs N ...]
-[--task NAME ...] [--batch ROWS]. Two tasks that are new to the quickstart's models: `names`, to
+runs/finetune-defaults] [--method NAME ...] [--rate R ...] [--rank N ...] [--scale S ...]
+[--epochs N ...] [--seed N ...] [--task NAME ...] [--batch ROWS]. Two tasks that are new to the quickstart's models: `names`, to
 name a function by its description (benchmarks/finetune_methods.py), whose answers are a few tokens;
 and `cards`, to fill in a form about it, whose answers are some thirty. 1,000 conversations each,
 240 held out by module. Every combination of what is given runs once, without early stopping; one
 that has a result already is not repeated. Prints a table: held-out loss before, afterwards, and of
-the result as an INT4 checkpoint; how much of the update INT4 keeps. --batch 2 (the default) gives
-steps of 2,048 tokens, the rows of the published sizes.
+the result as an INT4 checkpoint; how much of the update INT4 keeps. --scale is alpha / rank.
+--batch 2 (the default) gives steps of 2,048 tokens, the rows of the published sizes.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def write_data(corpus: Path, folder: Path, task: str) -> Path:
     return folder
 
 
-def measure(run: Run, base: Path, data: Path, folder: Path) -> dict[str, Any]:
-    """Train, and fuse into INT4."""
+def measure(run: Run, base: Path, data: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """Train, and fuse into INT4. `seed`: of the adapters' first values and the data's order."""
     began = time.monotonic()
     settings = [f"--set={value}" for value in run.overrides]
-    options = ["--data", data, "--run", folder, "--method", run.method, *settings]
+    options = ["--data", data, "--run", folder, "--method", run.method, "--seed", seed, *settings]
     mobilemoe("finetune", base, *options)
     seconds = time.monotonic() - began
     summary = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["summary"]
@@ -90,38 +90,46 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", choices=BASES, default=["qlora", "lora", "qat-lora"])
     parser.add_argument("--rate", nargs="+", default=["1e-3", "3e-3", "1e-2"])
     parser.add_argument("--rank", nargs="+", type=int, default=[8])
+    parser.add_argument("--scale", nargs="+", type=float, default=[2])
     parser.add_argument("--epochs", nargs="+", type=float, default=[3])
+    parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--batch", type=int, default=2)
     options = parser.parse_args()
-    head = ("task", "method", "rate", "rank", "epochs", "held-out loss", "INT4", "survives", "best")
+    varied = ("task", "method", "rank", "alpha", "epochs", "rate", "seed")
+    head = (*varied, "held-out loss", "INT4", "survives", "best")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    choices = (options.task, options.method, options.rank, options.epochs, options.rate)
-    for task, method, rank, epochs, rate in itertools.product(*choices):
+    choices = (options.task, options.method, options.rank, options.scale, options.epochs)
+    seeds = (options.rate, options.seed)
+    for task, method, rank, scale, epochs, rate, seed in itertools.product(*choices, *seeds):
         data = write_data(options.quickstart / "corpus", options.output / f"{task}-data", task)
         overrides = (
             f"optimizer.peak_lr={rate}",
             f"adapter.rank={rank}",
-            f"adapter.alpha={2 * rank}",
+            f"adapter.alpha={scale * rank:g}",
             f"epochs={epochs}",
             f"batch_size={options.batch}",
+            f"data.seed={seed}",
             "patience=0",
         )
-        name = f"{task}-{method}-{rate}-rank{rank}-epochs{epochs:g}-batch{options.batch}"
+        name = f"{task}-{method}-{rate}-rank{rank}-scale{scale:g}-epochs{epochs:g}"
+        name += f"-batch{options.batch}-seed{seed}"
         run = Run(name, method, BASES[method], overrides)
         folder = options.output / name
         result = folder / "result.json"
         if not result.exists():
             base = options.quickstart / "training" / run.base / "model"
-            row = measure(run, base, data, folder)
+            row = measure(run, base, data, folder, seed)
             result.write_text(json.dumps(row))
         row = json.loads(result.read_text())
         cells = (
             task,
             method,
-            rate,
             str(rank),
+            f"{scale * rank:g}",
             f"{epochs:g}",
+            rate,
+            str(seed),
             f"{row['before']:.3f} -> **{row['after']:.3f}**",
             f"{row['int4']:.3f}",
             f"{row['survives']:.0%}",

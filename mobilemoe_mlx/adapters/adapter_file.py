@@ -191,6 +191,8 @@ def _check_folder(folder: Path) -> None:
     missing = next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
     if missing is None:
         return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no adapter: there is no such folder.")
     if (folder / "adapter" / CONFIG).is_file():
         raise UserError(
             f"{folder} is a fine-tuning run; its adapter is the folder {folder / 'adapter'}."

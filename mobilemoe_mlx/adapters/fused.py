@@ -17,6 +17,7 @@ from mobilemoe_mlx.checkpoint.layouts import Layout, module_name, published_name
 from mobilemoe_mlx.checkpoint.rewrite import published_int4
 from mobilemoe_mlx.checkpoint.tensor_file import Tensor
 from mobilemoe_mlx.config import ScaleRule
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.int4_rounding import as_float, stored_type
 from mobilemoe_mlx.tensor_names import packed_names
 
@@ -120,8 +121,16 @@ def with_update(path: str, weight: mx.array, adapters: Sequence[Weighted]) -> mx
 
 
 def rule_of(adapters: Sequence[Weighted]) -> ScaleRule:
-    """The scale rule that adapters were trained through; "unclipped" where none was."""
-    for adapter, _ in adapters:
-        if adapter.config is not None and adapter.config.through_int4:
-            return adapter.config.scale_rule
-    return "unclipped"
+    """The scale rule that adapters were trained through; "unclipped" where none was.
+
+    Raises UserError for several that were trained through different ones.
+    """
+    rules = {
+        adapter.config.scale_rule: adapter.folder
+        for adapter, _ in adapters
+        if adapter.config is not None and adapter.config.through_int4
+    }
+    if len(rules) > 1:
+        said = ", ".join(f"{folder} with {rule} scales" for rule, folder in rules.items())
+        raise UserError(f"These adapters were trained through different kinds of INT4: {said}.")
+    return next(iter(rules), "unclipped")

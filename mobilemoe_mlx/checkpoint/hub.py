@@ -31,11 +31,13 @@ def resolve(
     """The folder of a local path or, downloaded into Hugging Face's cache, of a repo `owner/name`.
 
     `revision`: a branch, tag or commit of the repo. `config_only`: of a repo, config.json alone is
-    downloaded. Raises UserError saying what to do when the path does not exist, the repo is gated
-    or unknown, or there is no network.
+    downloaded. Raises UserError saying what to do when the path does not exist or is an adapter or
+    a training run, the repo is gated or unknown, or there is no network.
     """
     path = user_path(path_or_repo)
     if path.is_dir():
+        if not (path / _CONFIG).exists() and (what := _adapter_or_run(path)) is not None:
+            raise UserError(f"{path} is no model: {what}.")
         return path
     if path.exists():
         if (why := foreign_files(path)) is not None:
@@ -49,6 +51,18 @@ def resolve(
     if not may_be_repo or path.parent.is_dir():
         raise UserError(f"There is no folder {text}.")
     return _download(text, revision, [_CONFIG] if config_only else _ALLOWED)
+
+
+def _adapter_or_run(folder: Path) -> str | None:
+    """What to give in the place of an adapter's or a run's folder; None for all others."""
+    for adapter in (folder, folder / "adapter"):
+        if (adapter / "adapter_config.json").is_file():
+            what = "it is an adapter" if adapter == folder else f"it is a run that left {adapter}"
+            return f"{what}, and `mobilemoe info {folder}` names its base and the commands to use it"
+    models = [*folder.glob("model/config.json"), *folder.glob("*/model/config.json")]
+    if not models:
+        return None
+    return f"the training run has left {', '.join(str(path.parent) for path in sorted(models))}"
 
 
 def _download(repo: str, revision: str | None, files: list[str]) -> Path:

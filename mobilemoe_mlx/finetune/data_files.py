@@ -61,7 +61,7 @@ def open_data_files(config: FinetuneDataConfig) -> DataFiles:
         found = _mixture(path, config)
     elif path.exists():
         found = DataFiles((_file(path, "train", config),), (), None, None, ())
-    elif _DATASET_ID.fullmatch(config.path) and not path.parent.is_dir():
+    elif _may_be_dataset(config.path):
         found = _hub_dataset(config)
     else:
         raise UserError(f"--data: there is no file or folder {config.path}.")
@@ -69,6 +69,13 @@ def open_data_files(config: FinetuneDataConfig) -> DataFiles:
         return found
     heldout = _file(files.user_path(config.heldout), "valid", config)
     return dataclasses.replace(found, valid=heldout)
+
+
+def _may_be_dataset(text: str) -> bool:
+    """Whether what is no file or folder here can be the name of a dataset on the hub."""
+    path = Path(text)
+    is_file_name = path.suffix.lower() in (*_SUFFIXES, ".toml", ".json", ".csv")
+    return bool(_DATASET_ID.fullmatch(text)) and not is_file_name and not path.parent.is_dir()
 
 
 def _folder(folder: Path, config: FinetuneDataConfig) -> DataFiles:
@@ -87,7 +94,7 @@ def _folder(folder: Path, config: FinetuneDataConfig) -> DataFiles:
     parts = {
         name: _file(path, name, config)
         for name, path in paths.items()
-        if path.is_file() or path.is_symlink()
+        if path.exists() or path.is_symlink()
     }
     return DataFiles((parts["train"],), (), parts.get("valid"), parts.get("test"), tuple(notices))
 

@@ -171,6 +171,8 @@ def _read(
     given = set()
     for override in overrides:
         keys, value = parse_override(override)
+        if keys == ["method"]:
+            raise UserError(f"the method is not a value to override: write `--method {value}`.")
         set_in_table(table, keys, value, override)
         given.add(keys[0])
     if len(lengths := given & set(_LENGTHS)) == 1:
@@ -189,6 +191,8 @@ def _read(
     if found in _ADAPTERS:
         kind, through = ("dora" if found == "dora" else "lora"), found == "qat-lora"
         own = table.pop("adapter", {})
+        if isinstance(own, dict) and type(own.get("layers")) is int:  # --set adapter.layers=5
+            own = {**own, "layers": str(own["layers"])}
         rule = tables.read_value(ScaleRule, table.get("scale_rule", "unclipped"), "scale_rule")
         adapter = tables.read(
             AdapterConfig, own, "adapter", kind=kind, through_int4=through, scale_rule=rule

@@ -83,6 +83,8 @@ def finetune(
     try:
         return _finetune(base, data, folder, options, say)
     except OSError as error:  # a full disk, mostly
+        if options.plan or isinstance(error, BrokenPipeError):
+            raise  # of standard output
         intact = folder.stage(FINETUNE).has_started
         raise UserError(
             f"{error.filename or folder.path}: {error.strerror or error}."
@@ -100,10 +102,6 @@ def _finetune(
     stage = folder.stage(FINETUNE)
     if not options.plan:
         folder.check_free([FINETUNE], options.resume)
-        if options.resume and not folder.record_file.is_file():
-            raise UserError(
-                f"{folder.path} holds no run to go on with: leave out --resume to begin one there."
-            )
     overrides = list(options.overrides)
     if data_path is not None:
         overrides.append(f"data.path={_as_toml(data_path)}")

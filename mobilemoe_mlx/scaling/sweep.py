@@ -178,7 +178,8 @@ def _train(plan: Plan, point: Point, folder: SweepFolder, progress: _Progress) -
     """Train a point to its end, from where it stands, and write its row."""
     run = folder.run(point)
     began = time.monotonic()
-    train(plan.recipe_of(point), run.path, resume=True, seed=point.seed, say=_say_nothing)
+    begun = run.record_file.is_file()
+    train(plan.recipe_of(point), run.path, resume=begun, seed=point.seed, say=_say_nothing)
     row = _row(plan, point, read_metrics(run.stage(plan.stage).metrics))
     folder.metrics(point).parent.mkdir(exist_ok=True)
     files.copy(run.stage(plan.stage).metrics, folder.metrics(point))

@@ -70,6 +70,8 @@ def train(
             if is_writer:
                 folder.begin(plan.record, plan.tokenizer_folder)
         return _run_stages(plan, folder, group, say)
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:  # a full disk, mostly
         intact = any(stage.has_started for stage in folder.stages.values())
         raise UserError(

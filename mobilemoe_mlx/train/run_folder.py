@@ -190,9 +190,8 @@ class RunFolder:
 
     def check_free(self, stages: Iterable[str], resume: bool) -> None:
         """Raise UserError where `stages` may not begin here: no run's folder, another command's, or
-        begun already."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: choose another folder with --run.")
+        begun already; with `resume`, where there is no run to go on with."""
+        files.output_folder(self.path)
         if self.path.is_dir() and not self.record_file.exists():
             ours = {self.tokenizer, self.corpus, files.temporary_name(self.record_file)}
             if not ours.issuperset(files.visible(self.path.iterdir())):
@@ -201,6 +200,11 @@ class RunFolder:
                     "--run."
                 )
         stages = list(stages)
+        if resume and not self.record_file.is_file():  # a misspelt --run must not train from scratch
+            raise UserError(
+                f"{self.path} holds no run to go on with: check --run, or leave out --resume to "
+                "begin one there."
+            )
         if self.record_file.is_file():
             is_finetuning = FINETUNE in self.read_record()["stages"]
             if is_finetuning != (FINETUNE in stages):

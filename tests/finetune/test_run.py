@@ -283,7 +283,7 @@ def test_other_values_and_other_data_are_refused_on_resume(
 
 
 def test_a_run_that_is_not_there_is_not_resumed(bf16_folder, conversations, tmp_path):
-    with pytest.raises(UserError, match="holds no run to go on with: leave out --resume"):
+    with pytest.raises(UserError, match="holds no run to go on with: check --run"):
         short_run(bf16_folder, conversations, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
 

@@ -124,11 +124,11 @@ def test_a_stopped_run_goes_on_exactly(recipe_path, uninterrupted, tmp_path, mon
 
 def test_a_run_goes_on_after_every_single_step(recipe_path, uninterrupted, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_path, ["checkpoint_every=1"], ["pretrain"])
-    for _ in range(7):
+    for resume in (False, *[True] * 6):
         with monkeypatch.context() as patch:
             stop_after(patch, 1)
             with pytest.raises(Stop):
-                train(recipe, tmp_path / "run", resume=True)
+                train(recipe, tmp_path / "run", resume=resume)
     assert losses(tmp_path / "run", "pretrain").keys() == set(range(1, 8))
     train(recipe, tmp_path / "run", resume=True)
     assert losses(tmp_path / "run", "pretrain") == losses(uninterrupted, "pretrain")
@@ -172,6 +172,12 @@ def test_an_existing_run_is_not_overwritten(recipe_path: Path, stopped: Path):
     with pytest.raises(UserError, match="holds a run already: add --resume"):
         train(load_recipe(recipe_path), stopped)
     assert {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_is_not_there_is_not_resumed(recipe_path: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no run to go on with: check --run"):
+        train(load_recipe(recipe_path), tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_folder_is_not_taken_for_a_run(recipe_path: Path, tmp_path: Path):
