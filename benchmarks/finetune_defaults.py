@@ -2,13 +2,14 @@
 
 Run: python benchmarks/finetune_defaults.py [--quickstart runs/quickstart] [--output
 runs/finetune-defaults] [--method NAME ...] [--rate R ...] [--rank N ...] [--scale S ...]
-[--epochs N ...] [--seed N ...] [--task NAME ...] [--batch ROWS]. Two tasks that are new to the quickstart's models: `names`, to
-name a function by its description (benchmarks/finetune_methods.py), whose answers are a few tokens;
-and `cards`, to fill in a form about it, whose answers are some thirty. 1,000 conversations each,
-240 held out by module. Every combination of what is given runs once, without early stopping; one
-that has a result already is not repeated. Prints a table: held-out loss before, afterwards, and of
-the result as an INT4 checkpoint; how much of the update INT4 keeps. --scale is alpha / rank.
---batch 2 (the default) gives steps of 2,048 tokens, the rows of the published sizes.
+[--epochs N ...] [--seed N ...] [--task NAME ...] [--batch ROWS]. Two tasks that are new to the
+quickstart's models: `names`, to name a function by its description
+(benchmarks/finetune_methods.py), whose answers are a few tokens; and `cards`, to fill in a form
+about it, whose answers are some thirty. 1,000 conversations each, 240 held out by module. Every
+combination of what is given runs once, without early stopping; one that has a result already is not
+repeated. Prints a table: held-out loss before, afterwards (of the best step), and of the result as
+an INT4 checkpoint; how much of the update INT4 keeps. --scale is alpha / rank. --batch 2 (the
+default) gives steps of 2,048 tokens, the rows of the published sizes.
 """
 
 from __future__ import annotations

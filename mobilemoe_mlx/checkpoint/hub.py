@@ -58,7 +58,9 @@ def _adapter_or_run(folder: Path) -> str | None:
     for adapter in (folder, folder / "adapter"):
         if (adapter / "adapter_config.json").is_file():
             what = "it is an adapter" if adapter == folder else f"it is a run that left {adapter}"
-            return f"{what}, and `mobilemoe info {folder}` names its base and the commands to use it"
+            return (
+                f"{what}, and `mobilemoe info {folder}` names its base and the commands to use it"
+            )
     models = [*folder.glob("model/config.json"), *folder.glob("*/model/config.json")]
     if not models:
         return None

@@ -13,7 +13,7 @@ from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.finetune.machine_memory import MachineMemory
 from mobilemoe_mlx.finetune.memory_plan import MemoryPlan, plan_memory
-from mobilemoe_mlx.finetune.recipe import FinetuneConfig
+from mobilemoe_mlx.finetune.recipe import FinetuneConfig, load_finetune_recipe
 
 _SMALL_CHUNK = 64
 _SHORTEST_CONTEXT = 128
@@ -36,7 +36,7 @@ def memory_changes(args: ModelArgs, config: FinetuneConfig, *, on_cpu: bool) -> 
     """
     now = plan_memory(args, config, on_cpu=on_cpu).peak
     found = []
-    for option, cost, changed_args, changed in _candidates(args, config):
+    for option, cost, changed_args, changed in _candidates(args, config, on_cpu):
         plan = plan_memory(changed_args, changed, on_cpu=on_cpu)
         if plan.peak < now:
             found.append(Change(option, cost, plan))
@@ -76,7 +76,7 @@ def check_memory(
 
 
 def _candidates(
-    args: ModelArgs, config: FinetuneConfig
+    args: ModelArgs, config: FinetuneConfig, on_cpu: bool
 ) -> Iterator[tuple[str, str, ModelArgs, FinetuneConfig]]:
     rows = config.micro_batch_size or config.batch_size
     if rows > 1:
@@ -101,13 +101,17 @@ def _candidates(
     if config.adapter is not None and config.adapter.rank > AdapterConfig.rank:
         small = _with_rank(config, AdapterConfig.rank)
         yield f"--set adapter.rank={AdapterConfig.rank}", "smaller adapters", args, small
+    if config.method == "full" and config.weights == "float32":
+        half = dataclasses.replace(config, weights="bfloat16")
+        yield "--set weights=bfloat16", "rounded at random at every step", args, half
     if config.adapter is None and not args.quantized:
-        lora = _with_adapters(config, "lora")
+        lora = _by_method(args, config, "lora", on_cpu)
         yield "--method lora", "trains adapters", args, lora
     if not (args.quantized and config.method == "qlora"):
         packed = dataclasses.replace(args, quantized=True)
         step = "" if args.quantized else ", after `mobilemoe convert --quantize`"
-        yield f"--method qlora{step}", "the base as INT4", packed, _with_adapters(config, "qlora")
+        qlora = _by_method(packed, config, "qlora", on_cpu)
+        yield f"--method qlora{step}", "the base as INT4", packed, qlora
 
 
 def _with_rank(config: FinetuneConfig, rank: int) -> FinetuneConfig:
@@ -116,13 +120,28 @@ def _with_rank(config: FinetuneConfig, rank: int) -> FinetuneConfig:
     return dataclasses.replace(config, adapter=adapter)
 
 
-def _with_adapters(config: FinetuneConfig, method: Literal["lora", "qlora"]) -> FinetuneConfig:
-    """`config` with adapters of the usual rank, or with those that it has."""
-    adapter = dataclasses.replace(
-        config.adapter or AdapterConfig(), kind="lora", through_int4=False
+def _by_method(
+    args: ModelArgs, config: FinetuneConfig, method: Literal["lora", "qlora"], on_cpu: bool
+) -> FinetuneConfig:
+    """The same data by another method's recipe, with the adapters that `config` has, if any."""
+    recipe = load_finetune_recipe(None, method, [], args, on_cpu=on_cpu)
+    compute = dataclasses.replace(
+        recipe.compute,
+        activation_checkpointing=(
+            recipe.compute.activation_checkpointing or config.compute.activation_checkpointing
+        ),
+        loss_chunk=min(recipe.compute.loss_chunk, config.compute.loss_chunk),
     )
+    adapter = recipe.adapter
+    if config.adapter is not None:
+        adapter = dataclasses.replace(config.adapter, kind="lora", through_int4=False)
     return dataclasses.replace(
-        config, method=method, adapter=adapter, experts=None, weights="float32"
+        recipe,
+        data=config.data,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        compute=compute,
+        adapter=adapter,
     )
 
 

@@ -43,6 +43,7 @@ from mobilemoe_mlx.train.evaluate import heldout_loss
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import FINETUNE
 from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
+from mobilemoe_mlx.train.run_lock import RunLock
 from mobilemoe_mlx.train.signals import StopSignals
 from mobilemoe_mlx.train.stage import run_steps
 from mobilemoe_mlx.train.start import with_chat_template
@@ -81,7 +82,8 @@ def finetune(
             f"The seed is {options.seed}; it must be a whole number from 0 to 2^64 - 1."
         )
     try:
-        return _finetune(base, data, folder, options, say)
+        with RunLock(folder.path) as lock:
+            return _finetune(base, data, folder, lock, options, say)
     except OSError as error:  # a full disk, mostly
         if options.plan or isinstance(error, BrokenPipeError):
             raise  # of standard output
@@ -96,12 +98,14 @@ def _finetune(
     base: str,
     data_path: str | None,
     folder: RunFolder,
+    lock: RunLock,
     options: FinetuneOptions,
     say: Callable[[str], None],
 ) -> Path | None:
     stage = folder.stage(FINETUNE)
     if not options.plan:
         folder.check_free([FINETUNE], options.resume)
+        lock.take()
     overrides = list(options.overrides)
     if data_path is not None:
         overrides.append(f"data.path={_as_toml(data_path)}")
@@ -162,6 +166,7 @@ def _finetune(
     say(trained)
     say(f"The run is in {folder.path}: {space.text()}.")
     recorded |= {"longer_since": longer.since} if longer.since is not None else {}
+    lock.take(make=True)
     recorded["about"] = {"base": base, "trained": trained, "form": data.stage.format}
     if longer.before is not None:
         say(_about_longer(longer, keep_result(folder)))

@@ -22,6 +22,7 @@ from mobilemoe_mlx.train.disk_space import disk_space
 from mobilemoe_mlx.train.processes import check_equal, together
 from mobilemoe_mlx.train.recipe import Recipe, StageConfig
 from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
+from mobilemoe_mlx.train.run_lock import RunLock
 from mobilemoe_mlx.train.signals import StopSignals
 from mobilemoe_mlx.train.stage import run_stage
 from mobilemoe_mlx.train.start import (
@@ -60,16 +61,20 @@ def train(
     try:
         is_writer = group.rank() == 0
         say = say if is_writer else _say_nothing
-        with together(group):
-            folder.check_free(recipe.stages, resume)
-            recipe = with_tiny_data(recipe, folder, init, say, make=is_writer)
-        with together(group):
-            plan = _prepare(recipe, folder, init, seed, group)
-        check_equal(plan.first_step, "The step to go on from", group)
-        with together(group):
-            if is_writer:
-                folder.begin(plan.record, plan.tokenizer_folder)
-        return _run_stages(plan, folder, group, say)
+        with RunLock(folder.path) as lock:
+            with together(group):
+                folder.check_free(recipe.stages, resume)
+                if is_writer:
+                    lock.take()
+                recipe = with_tiny_data(recipe, folder, init, say, make=is_writer)
+            with together(group):
+                plan = _prepare(recipe, folder, init, seed, group)
+            check_equal(plan.first_step, "The step to go on from", group)
+            with together(group):
+                if is_writer:
+                    lock.take(make=True)
+                    folder.begin(plan.record, plan.tokenizer_folder)
+            return _run_stages(plan, folder, group, say)
     except BrokenPipeError:  # of standard output
         raise
     except OSError as error:  # a full disk, mostly

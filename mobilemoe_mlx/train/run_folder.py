@@ -200,7 +200,9 @@ class RunFolder:
                     "--run."
                 )
         stages = list(stages)
-        if resume and not self.record_file.is_file():  # a misspelt --run must not train from scratch
+        if (
+            resume and not self.record_file.is_file()
+        ):  # a misspelt --run must not train from scratch
             raise UserError(
                 f"{self.path} holds no run to go on with: check --run, or leave out --resume to "
                 "begin one there."

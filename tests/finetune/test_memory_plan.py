@@ -74,10 +74,15 @@ def test_a_run_that_does_not_fit_is_told_what_would() -> None:
     plan = plan_memory(args, config, on_cpu=True)
     changes = memory_changes(args, config, on_cpu=True)
     options = [change.option for change in changes]
-    order = ["micro_batch_size=1", "checkpointing=true", "context=1024", "lora", "qlora"]
+    order = ["micro_batch_size=1", "checkpointing=true", "context=1024", "weights=bfloat16"]
+    order += ["method lora", "method qlora"]
     places = [next(i for i, o in enumerate(options) if word in o) for word in order]
     assert places == sorted(places)
     assert all(change.plan.peak < plan.peak for change in changes)
+    # What is said of another method is what that method would say of itself.
+    packed = dataclasses.replace(args, quantized=True)
+    qlora = recipe(packed, "qlora", "batch_size=4", "data.context=2048")
+    assert changes[-1].plan.peak == plan_memory(packed, qlora, on_cpu=True).peak
     machine = MachineMemory(plan.peak - 1, "free memory", "")
     with pytest.raises(UserError, match=r"takes .* of memory") as error:
         check_memory(plan, machine, args, config, on_cpu=True)

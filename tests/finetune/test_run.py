@@ -32,6 +32,7 @@ from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import load_recipe
 from mobilemoe_mlx.train.run import train
 from mobilemoe_mlx.train.run_info import describe_run
+from mobilemoe_mlx.train.run_lock import RunLock
 from mobilemoe_mlx.train.step import Trainer
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -329,6 +330,21 @@ def test_a_run_is_made_longer(finished, bf16_folder, conversations, tmp_path, mo
     shutil.rmtree(broken / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint left"):
         short_run(bf16_folder, conversations, broken, more[0], "steps=20", resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(stopped, bf16_folder, conversations, recipe_path):
+    with RunLock(stopped) as lock:
+        lock.take()
+        with pytest.raises(UserError, match="Another process trains in"):
+            short_run(bf16_folder, conversations, stopped, "adapter.dropout=0.1", resume=True)
+    folder = stopped.parent / "of-train"
+    folder.mkdir()
+    with RunLock(folder) as lock:
+        lock.take()
+        with pytest.raises(UserError, match="Another process trains in"):
+            train(load_recipe(recipe_path), folder)
+    assert not list(folder.iterdir())
+    short_run(bf16_folder, conversations, stopped, "adapter.dropout=0.1", resume=True)
 
 
 def test_train_and_finetune_keep_out_of_each_others_folders(
