@@ -114,6 +114,20 @@ def test_stacked_adapters_are_fused_with_their_weights(base: Path, tmp_path: Pat
         assert relative(fused[path].weight, stands_for(layer, fused[path].weight)) < 2.0**-8, path
 
 
+def test_adapters_of_different_scale_rules_do_not_go_together(int4_folder: Path, tmp_path: Path):
+    for rule in SCALE_RULES:
+        config = AdapterConfig(rank=2, modules=("q_proj",), through_int4=True, scale_rule=rule)
+        written(int4_folder, tmp_path / rule, config)
+    adapters = [(tmp_path / rule, 1.0) for rule in SCALE_RULES]
+    for use in (
+        lambda: load_adapted(int4_folder, adapters),
+        lambda: fuse(int4_folder, adapters, tmp_path / "fused"),
+    ):
+        with pytest.raises(UserError, match=r"different kinds of INT4: .*paper scales"):
+            use()
+    assert not (tmp_path / "fused").exists()
+
+
 def test_moved_selection_biases_are_stored_loaded_and_fused(base: Path, tmp_path: Path):
     config = AdapterConfig(modules=("router",))
     model = adapted(base, config)

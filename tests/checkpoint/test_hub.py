@@ -102,3 +102,22 @@ def test_a_path_below_a_local_folder_is_no_repo(
     with pytest.raises(UserError, match="is a file"):
         hub.resolve(tmp_path / "file")
     assert not calls
+
+
+def test_an_adapter_or_a_run_in_the_place_of_a_model_is_told(tmp_path: Path) -> None:
+    for path in (
+        "run/adapter/adapter_config.json",
+        "full/model/config.json",
+        "all/sft/model/config.json",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("{}")
+    for name, said in (
+        ("run", "it is a run that left .*run/adapter, and `mobilemoe info"),
+        ("run/adapter", "it is an adapter, and `mobilemoe info .*names its base"),
+        ("full", "the training run has left .*full/model"),
+        ("all", "the training run has left .*all/sft/model"),
+    ):
+        with pytest.raises(UserError, match=f"is no model: {said}"):
+            hub.resolve(str(tmp_path / name))
+    assert hub.resolve(tmp_path / "full" / "model") == tmp_path / "full" / "model"

@@ -294,16 +294,27 @@ def test_bad_records_may_be_skipped(tmp_path: Path, tokenizer: ChatTokenizer) ->
         (["a.csv"], "a.csv", "is of a kind that cannot be read"),
         (["a.parquet"], "a.parquet", "a.parquet cannot be read as parquet"),
         ([], "b.jsonl", "no file or folder"),
+        (["train.jsonl", "valid.jsonl/a"], "", "There is no file .*valid.jsonl"),
     ],
 )
 def test_what_cannot_be_data_is_told(
     tmp_path: Path, tokenizer: ChatTokenizer, made: list[str], named: str, said: str
 ) -> None:
     for name in made:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, CHAT)
     with pytest.raises(UserError, match=said) as error:
         opened(tmp_path / named, tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_the_name_of_a_file_is_not_looked_for_on_the_hub(
+    tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/mine.jsonl", "data/mine.json", "mixtures/mine.toml"):
+        with pytest.raises(UserError, match=f"no file or folder {name}"):
+            opened(Path(name), tokenizer)
 
 
 def test_a_validation_file_of_another_name_is_told(

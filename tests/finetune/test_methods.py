@@ -322,6 +322,11 @@ def test_the_default_method_follows_the_base(tiny_args):
     assert load_finetune_recipe(None, None, [], packed, on_cpu=True).method == "qlora"
 
 
+def test_one_layer_may_be_given_as_a_number(tiny_args):
+    recipe = load_finetune_recipe(None, "lora", ["adapter.layers=1"], tiny_args, on_cpu=True)
+    assert recipe.adapter is not None and recipe.adapter.layer_numbers(2) == (1,)
+
+
 @pytest.mark.parametrize(
     ("method", "overrides", "message"),
     [
@@ -333,6 +338,8 @@ def test_the_default_method_follows_the_base(tiny_args):
             "no module 'atention' .did you mean 'attention'",
         ),
         ("lora", ["adapter.layers=0-7"], "the model has the layers 0 to 1"),
+        ("lora", ["adapter.layers=5"], "the model has the layers 0 to 1"),
+        ("lora", ["method=qat"], "write `--method qat`"),
         ("lora", ["experts.share=0.3"], "no key 'experts'"),
         ("full", ["adapter.rank=3"], "no key 'adapter'"),
         ("experts", ["experts.share=0"], "experts.share is 0.0; it must be above 0"),

@@ -384,7 +384,11 @@ def test_a_limit_on_file_sizes_is_told_plainly(recipe_path, cache, tmp_path):
 def test_kill_9_at_any_moment(recipe_path, uninterrupted, cache, tmp_path):
     """The real thing: the command, killed again and again, some of it while it writes."""
     run, rng = tmp_path / "run", random.Random(0)
-    command = mobilemoe("train", recipe_path, "--run", run, "--resume")
+    begin = mobilemoe("train", recipe_path, "--run", run)
+
+    def command() -> list[str]:
+        return [*begin, "--resume"] if (run / "recipe.json").is_file() else begin
+
     command += ["--set", "checkpoint_every=1"]
 
     def writing() -> bool:
@@ -410,14 +414,14 @@ def test_kill_9_at_any_moment(recipe_path, uninterrupted, cache, tmp_path):
     killed = 0
     for moment, delay in moments:
         process = subprocess.Popen(
-            command, env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(), env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None and not moment():
             time.sleep(0.001)
         time.sleep(delay)
         process.kill()
         killed += process.wait() == -signal.SIGKILL
-    done = run_command(command, cache)
+    done = run_command(command(), cache)
     assert done.returncode == 0, done.stderr
     assert killed >= 3, killed
     assert_same_run(run, uninterrupted)
