@@ -384,12 +384,10 @@ def test_a_limit_on_file_sizes_is_told_plainly(recipe_path, cache, tmp_path):
 def test_kill_9_at_any_moment(recipe_path, uninterrupted, cache, tmp_path):
     """The real thing: the command, killed again and again, some of it while it writes."""
     run, rng = tmp_path / "run", random.Random(0)
-    begin = mobilemoe("train", recipe_path, "--run", run)
+    begin = mobilemoe("train", recipe_path, "--run", run, "--set", "checkpoint_every=1")
 
     def command() -> list[str]:
         return [*begin, "--resume"] if (run / "recipe.json").is_file() else begin
-
-    command += ["--set", "checkpoint_every=1"]
 
     def writing() -> bool:
         return any(run.glob("*/checkpoints/.writing-*"))
