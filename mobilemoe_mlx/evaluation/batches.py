@@ -15,8 +15,12 @@ _ALIKE, _ALIKE_PART = 8, 0.25
 _TREE = 512
 
 # Tokens at the beginning of many texts (the examples of a few-shot task, say) that are computed
-# once, if so many are shared: by fewer, keeping them costs more than computing them again.
+# once, if so many are shared.
 _SHARED_FROM = 32
+
+# Tokens that must be spared so that keeping such a beginning pays: its texts make batches of their
+# own, and small batches take longer for each token.
+_KEEPING = 512
 
 
 class Batch(NamedTuple):
@@ -47,16 +51,21 @@ def divide(texts: Sequence[np.ndarray], contexts: Sequence[int], most: int) -> l
     pools: list[tuple[int, list[Span]]] = []
     loose: list[Span] = []
     for start, end, shared in _families(common, free):
-        own = [length - shared for length in lengths[start:end]]
-        beyond = [c - shared for c in common[start : end - 1]]
-        spans = [Span(s.start + start, s.end + start, s.tokens) for s in tree_spans(own, beyond)]
-        if shared and sum(span.tokens for span in spans) >= most:
+        alone = tree_spans(lengths[start:end], common[start : end - 1])
+        after = tree_spans(
+            [length - shared for length in lengths[start:end]],
+            [c - shared for c in common[start : end - 1]],
+        )
+        spared = _tokens(alone) - _tokens(after) - shared
+        is_worth_it = shared and spared > _KEEPING
+        spans = [
+            Span(span.start + start, span.end + start, span.tokens)
+            for span in (after if is_worth_it else alone)
+        ]
+        if is_worth_it:
             pools.append((shared, spans))
-        else:  # all of it is one batch, or nearly
-            loose += [
-                Span(s.start + start, s.end + start, s.tokens)
-                for s in tree_spans(lengths[start:end], common[start : end - 1])
-            ]
+        else:
+            loose += spans
     pools.append((0, loose))
     batches = []
     for shared, spans in pools:
@@ -115,6 +124,10 @@ def _families(common: Sequence[int], free: Sequence[int]) -> Iterator[tuple[int,
             shared, end = now, end + 1
         yield start, end, shared if end > start + 1 else 0
         start = end
+
+
+def _tokens(spans: Sequence[Span]) -> int:
+    return sum(span.tokens for span in spans)
 
 
 def _lots(spans: Sequence[Span], most: int) -> Iterator[list[Span]]:

@@ -22,7 +22,7 @@ from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.checkpoint.rewrite import convert
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.errors import DamagedModel, UserError
-from mobilemoe_mlx.evaluation import packed_forward
+from mobilemoe_mlx.evaluation import batches, packed_forward
 from mobilemoe_mlx.evaluation.mlx_scorer import MLXScorer
 from mobilemoe_mlx.evaluation.open_scorer import open_scorer
 from mobilemoe_mlx.evaluation.scorer import (
@@ -37,6 +37,13 @@ from mobilemoe_mlx.generation_options import GenerationOptions
 CONTEXT = 128
 LIMIT = 1e-4  # of an engine that computes in float32: the sum over a continuation
 REQUESTS = scoring_requests(480, CONTEXT)
+
+
+@pytest.fixture(autouse=True)
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divides the short texts here as long ones are divided."""
+    monkeypatch.setattr(batches, "_TREE", 64)
+    monkeypatch.setattr(batches, "_KEEPING", 64)
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +190,14 @@ def test_a_batch_depends_on_nothing_else(
         request.getfixturevalue("kernel_is_built")
     one, other = (open_scorer(folders["int4"], engine) for _ in range(2))
     one.batch_tokens = other.batch_tokens = 32
-    batches = one.scoring_batches(REQUESTS)
-    assert batches == other.scoring_batches(REQUESTS) and len(batches) > 4
+    divided = one.scoring_batches(REQUESTS)
+    assert divided == other.scoring_batches(REQUESTS) and len(divided) > 4
 
     def answers(scorer: Scorer, batch: Any) -> list[LogLikelihood]:
         return scorer.log_likelihoods([REQUESTS[i] for i in batch.indices], batch.shared)
 
-    forwards = [answers(one, batch) for batch in batches]
-    assert [answers(other, batch) for batch in batches[::-1]][::-1] == forwards
+    forwards = [answers(one, batch) for batch in divided]
+    assert [answers(other, batch) for batch in divided[::-1]][::-1] == forwards
 
 
 # Generations
