@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from tqdm import tqdm
-
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.engines import default_engine, model_args
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.evaluation.answer_log import AnswerLog
+from mobilemoe_mlx.evaluation.harness_results import add_groups, documents_of, task_result
 from mobilemoe_mlx.evaluation.open_scorer import open_scorer
+from mobilemoe_mlx.evaluation.question_bar import QuestionBar
 from mobilemoe_mlx.evaluation.results import (
     Adapter,
-    Documents,
     EvaluationFolder,
     Results,
     Settings,
-    TaskResult,
 )
 from mobilemoe_mlx.evaluation.suites import wanted_tasks
 from mobilemoe_mlx.evaluation.tasks import (
@@ -40,7 +35,7 @@ from mobilemoe_mlx.evaluation.tasks import (
 )
 
 if TYPE_CHECKING:
-    from mobilemoe_mlx.evaluation.harness_model import HarnessModel, Progress
+    from mobilemoe_mlx.evaluation.harness_model import HarnessModel
 
 # Draws for the standard error of a metric that is no mean; a mean's is computed.
 BOOTSTRAP = 1000
@@ -150,22 +145,22 @@ def _ask(
     from mobilemoe_mlx.evaluation.harness_model import HarnessModel
 
     found: dict[str, Mapping[str, Any]] = {}  # the harness's own form, for groups
-    with _Bar(loaded.questions) as bar:
+    with QuestionBar(loaded.questions) as bar:
         model = HarnessModel(scorer, log, bar.report)
         for each in loaded.tasks:
             bar.begin(each)
             seconds, truncated = log.seconds, model.truncated
             whole = _run(each, model, results.settings.chat, out)
             found[each.name] = whole["results"][each.name]
-            results.tasks[each.name] = _task_result(
+            results.tasks[each.name] = task_result(
                 each, whole, log.seconds - seconds, model.truncated - truncated
             )
             samples = whole["samples"][each.name]
-            results.documents[each.name] = _documents(samples)
+            results.documents[each.name] = documents_of(samples)
             if log_samples:
                 out.write_samples(each.name, samples)
             with quiet_harness():
-                _add_groups(loaded, found, results)
+                add_groups(loaded, found, results)
             out.write(results)
             bar.end()
     results.finished = True
@@ -200,103 +195,6 @@ def _run(
         ) from error
 
 
-def _task_result(
-    each: LoadedTask, whole: Mapping[str, Any], seconds: float, truncated: int
-) -> TaskResult:
-    name = each.name
-    metrics, stderr = _split(whole["results"][name])
-    better = whole["higher_is_better"][name]
-    return TaskResult(
-        metrics=metrics,
-        stderr=stderr,
-        higher_is_better={metric: bool(better.get(metric, True)) for metric in _names(metrics)},
-        questions=whole["n-samples"][name]["effective"],
-        of_questions=each.of_questions,
-        shots=each.shots,
-        version=str(whole["versions"][name]),
-        seconds=round(seconds, 3),
-        truncated=truncated,
-        asked_by=each.wanted.task,
-    )
-
-
-def _add_groups(
-    loaded: LoadedTasks, found: Mapping[str, Mapping[str, Any]], results: Results
-) -> None:
-    """The groups whose tasks are all done and that are not in `results` yet."""
-    for name, group in loaded.groups.items():
-        members = [str(task.task_name) for task in group.get_all_tasks()]
-        if name in results.groups or not all(member in results.tasks for member in members):
-            continue
-        of = [results.tasks[member] for member in members]
-        metrics, stderr = _split(group.aggregate(found))
-        shots = {each.shots for each in of}
-        results.groups[name] = TaskResult(
-            metrics=metrics,
-            stderr=stderr,
-            higher_is_better={
-                metric: all(each.higher_is_better.get(metric, True) for each in of)
-                for metric in _names(metrics)
-            },
-            questions=sum(each.questions for each in of),
-            of_questions=sum(each.of_questions for each in of),
-            shots=shots.pop() if len(shots) == 1 else None,
-            version=str(group.version),
-            seconds=round(sum(each.seconds for each in of), 3),
-            truncated=sum(each.truncated for each in of),
-            members=tuple(group.child_names),
-        )
-
-
-def _split(found: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Metrics and their standard errors out of the harness's "acc,none" and "acc_stderr,none"."""
-    metrics: dict[str, float | None] = {}
-    stderr: dict[str, float] = {}
-    for key, value in found.items():
-        name, comma, filter_name = key.partition(",")
-        if not comma or not isinstance(value, int | float | np.number):
-            continue
-        number = float(value)
-        if name.endswith("_stderr"):
-            if math.isfinite(number):
-                stderr[f"{name.removesuffix('_stderr')},{filter_name}"] = number
-        else:
-            metrics[key] = number if math.isfinite(number) else None
-    return metrics, stderr
-
-
-def _names(metrics: Mapping[str, Any]) -> dict[str, None]:
-    """The metrics without their filters."""
-    return dict.fromkeys(key.partition(",")[0] for key in metrics)
-
-
-def _documents(samples: Sequence[Mapping[str, Any]]) -> Documents:
-    """Each metric's value for each document, from the harness's samples, one for each filter."""
-    by_filter: dict[str, list[Mapping[str, Any]]] = {}
-    for sample in samples:
-        by_filter.setdefault(sample["filter"], []).append(sample)
-    hashes: tuple[str, ...] = ()
-    values: dict[str, tuple[Any, ...]] = {}
-    for name, of_filter in by_filter.items():
-        hashes = tuple(str(sample["doc_hash"]) for sample in of_filter)
-        for metric in dict.fromkeys(m for sample in of_filter for m in sample["metrics"]):
-            values[f"{metric},{name}"] = tuple(_plain(sample.get(metric)) for sample in of_filter)
-    return Documents(hashes, values)
-
-
-def _plain(value: Any) -> Any:
-    """A metric's value in JSON's types; None for what is no finite number."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, int | float | str) else str(value)
-
-
 def _check_lengths(loaded: LoadedTasks, context: int) -> None:
     """Raise UserError where a task's answers do not fit into the model's context."""
     for each in loaded.tasks:
@@ -327,38 +225,3 @@ def _digest(folder: Path) -> str:
         if path.suffix in _DECISIVE:
             digest.update(f"{path.relative_to(folder)} {files.sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-class _Bar:
-    """How many questions are answered, and when all will be."""
-
-    def __init__(self, questions: int) -> None:
-        self._bar = tqdm(total=questions, unit="question", file=sys.stderr, mininterval=0.5)
-        self._before = 0  # questions of the tasks that are done
-        self._task: LoadedTask | None = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def begin(self, task: LoadedTask) -> None:
-        """The next task."""
-        self._task = task
-        self._bar.set_description(task.name)
-
-    def report(self, progress: Progress) -> None:
-        """How far the task's requests are: their tokens, in shares of its questions."""
-        assert self._task is not None
-        share = progress.tokens / max(1, progress.of_tokens)
-        self._move(int(share * self._task.questions))
-
-    def end(self) -> None:
-        """The task is done."""
-        assert self._task is not None
-        self._move(self._task.questions)
-        self._before += self._task.questions
-
-    def _move(self, of_task: int) -> None:
-        self._bar.update(max(0, self._before + of_task - self._bar.n))

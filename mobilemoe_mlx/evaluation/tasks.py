@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError, did_you_mean
 from mobilemoe_mlx.evaluation.code_gate import check_code
 from mobilemoe_mlx.evaluation.local_datasets import LocalDatasets, MissingDataset, fetch_command
 from mobilemoe_mlx.evaluation.program_runner import CodeEval
-from mobilemoe_mlx.evaluation.suites import WantedTask, suite_names
+from mobilemoe_mlx.evaluation.suites import WantedTask
+from mobilemoe_mlx.evaluation.task_index import all_names, task_configs, task_manager
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -138,9 +138,9 @@ def load_tasks(
     not here (all that are missing in one error), and for tasks that cannot be loaded.
     """
     os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")  # metrics of the hub are code from there
-    manager = _manager(wanted, include)
+    manager = task_manager(wanted, include)
     runs_programs = [
-        check_code(each.task, _configs(manager.task_index, each.task), allow_code_execution)
+        check_code(each.task, task_configs(manager.task_index, each.task), allow_code_execution)
         for each in wanted
     ]
     data = LocalDatasets(data_dir)
@@ -168,94 +168,12 @@ def load_tasks(
     return LoadedTasks(tuple(loaded), groups, tuple(wanted))
 
 
-def _manager(wanted: Sequence[WantedTask], include: Sequence[Path]) -> Any:
-    """The harness's index of tasks: of the folders `include` alone, where that is enough."""
-    from lm_eval.tasks import TaskManager
-
-    for folder in include:
-        if not folder.is_dir():
-            raise UserError(f"--include {folder}: there is no such folder.")
-    names = [each.task for each in wanted]
-    if include:
-        own = TaskManager(include_path=[*include], include_defaults=False)
-        if all(name in own.task_index for name in _all_names(own.task_index, names)):
-            return own
-    manager = TaskManager(include_path=[*include])
-    for name in names:
-        if name not in manager.task_index:
-            known = [*manager.all_tasks, *suite_names()]
-            places = "".join(f" or in {folder}" for folder in include)
-            raise UserError(
-                f"There is no task '{name}'{did_you_mean(name, known)} in lm-evaluation-harness "
-                f"{importlib.metadata.version('lm-eval')}{places}: `lm_eval ls tasks` lists them."
-                + "".join(f"\n  {each}" for each in _unreadable(include))
-            )
-    return manager
-
-
-def _unreadable(include: Sequence[Path]) -> Iterator[str]:
-    """What is wrong with the YAML files that the harness passes over."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    for folder in include:
-        for path in files.find(folder, "**/*.yaml"):
-            try:
-                load_yaml(path, resolve_func=False)
-            except Exception as error:  # of YAML, of files that are included, of the harness
-                yield f"{path} cannot be read: {' '.join(str(error).split())[:300]}"
-
-
-def _all_names(index: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
-    """`names` and those of the members of groups among them, whether they are in `index` or not."""
-    for name in names:
-        yield name
-        entry = index.get(name)
-        if entry is None:
-            continue
-        members = sorted(entry.tags) if entry.yaml_path is None else _members(entry.cfg)
-        named = (m.get("group") or m.get("task") if isinstance(m, dict) else m for m in members)
-        yield from _all_names(index, [name for name in named if isinstance(name, str)])
-
-
-def _members(config: Mapping[str, Any] | None) -> list[Any]:
-    """What a group's YAML lists: names, and tasks or groups written out."""
-    members = (config or {}).get("task")
-    return members if isinstance(members, list) else []
-
-
-def _configs(index: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
-    """The YAML of a task, or of all tasks of a group or tag."""
-    entry = index.get(name)
-    if entry is None:
-        return
-    if entry.yaml_path is None:
-        for member in sorted(entry.tags):
-            yield from _configs(index, member)
-        return
-    yield entry.cfg or {}
-    yield from _configs_of_members(index, _members(entry.cfg))
-
-
-def _configs_of_members(
-    index: Mapping[str, Any], members: Sequence[Any]
-) -> Iterator[Mapping[str, Any]]:
-    for member in members:
-        if isinstance(member, Mapping):
-            yield member
-            name = member.get("group") or member.get("task")
-            yield from _configs_of_members(index, _members(member))
-        else:
-            name = member
-        if isinstance(name, str):
-            yield from _configs(index, name)
-
-
 def _load(
     manager: Any, wanted: WantedTask, data: LocalDatasets
 ) -> tuple[list[Task], dict[str, Group]]:
     """The tasks of a name, their shots and seeds set, and the groups they are members of."""
     index = manager.task_index
-    entries = (index[name] for name in _all_names(index, [wanted.task]) if name in index)
+    entries = (index[name] for name in all_names(index, [wanted.task]) if name in index)
     data.next_task(wanted.task, (Path(e.yaml_path).parent for e in entries if e.yaml_path))
     seed_harness()
     try:

@@ -10,8 +10,9 @@ import pytest
 from small_tasks import CHOICES, GROUP, YAML, write_tasks
 
 from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.evaluation import code_gate, tasks
+from mobilemoe_mlx.evaluation import code_gate
 from mobilemoe_mlx.evaluation.suites import WantedTask, read_suite, suite_names, wanted_tasks
+from mobilemoe_mlx.evaluation.task_index import task_configs
 from mobilemoe_mlx.evaluation.tasks import LoadedTasks, load_tasks
 
 lm_eval_tasks = pytest.importorskip("lm_eval.tasks")
@@ -48,7 +49,7 @@ def test_the_harness_has_the_tasks_of_a_suite(suite: str, harness: Any) -> None:
     """And each of its metrics, among those that the tasks' YAML declares."""
     for each in read_suite(suite).tasks:
         metric, _, filter_name = each.metric.partition(",")
-        configs = [*tasks._configs(harness.task_index, each.task)]
+        configs = [*task_configs(harness.task_index, each.task)]
         leaves = [config for config in configs if isinstance(config.get("task"), str)]
         assert leaves, each.task
         for config in leaves:
@@ -74,7 +75,7 @@ def test_the_papers_suites() -> None:
 def test_quick_has_a_few_hundred_questions(harness: Any) -> None:
     count = 0
     for each in read_suite("quick").tasks:
-        configs = tasks._configs(harness.task_index, each.task)
+        configs = task_configs(harness.task_index, each.task)
         assert each.limit is not None
         count += each.limit * sum(isinstance(config.get("task"), str) for config in configs)
     assert count == 457  # as quick.toml says
@@ -123,6 +124,13 @@ def test_a_file_that_the_harness_passes_over_is_told(folder: Path) -> None:
         UserError, match=rf"no task '{CHOICES}'(.|\n)*{CHOICES}.yaml cannot be read"
     ):
         load(CHOICES, include=[folder])
+
+
+def test_a_group_is_no_member_of_itself(folder: Path) -> None:
+    (folder / "a.yaml").write_text(f"group: a\ntask: [b, {CHOICES}]\n")
+    (folder / "b.yaml").write_text("group: b\ntask: [a]\n")
+    with pytest.raises(UserError, match="The group a is a member of itself, by a and b"):
+        load("a", include=[folder])
 
 
 @pytest.mark.usefixtures("indexed_once")

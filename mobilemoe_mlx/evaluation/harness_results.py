@@ -1,0 +1,109 @@
+"""Results of the harness in the form in which they are kept (results.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mobilemoe_mlx.evaluation.results import Documents, Results, TaskResult
+from mobilemoe_mlx.evaluation.tasks import LoadedTask, LoadedTasks
+
+
+def task_result(
+    each: LoadedTask, whole: Mapping[str, Any], seconds: float, truncated: int
+) -> TaskResult:
+    name = each.name
+    metrics, stderr = _split(whole["results"][name])
+    better = whole["higher_is_better"][name]
+    return TaskResult(
+        metrics=metrics,
+        stderr=stderr,
+        higher_is_better={metric: bool(better.get(metric, True)) for metric in _names(metrics)},
+        questions=whole["n-samples"][name]["effective"],
+        of_questions=each.of_questions,
+        shots=each.shots,
+        version=str(whole["versions"][name]),
+        seconds=round(seconds, 3),
+        truncated=truncated,
+        asked_by=each.wanted.task,
+    )
+
+
+def add_groups(
+    loaded: LoadedTasks, found: Mapping[str, Mapping[str, Any]], results: Results
+) -> None:
+    """The groups whose tasks are all done and that are not in `results` yet."""
+    for name, group in loaded.groups.items():
+        members = [str(task.task_name) for task in group.get_all_tasks()]
+        if name in results.groups or not all(member in results.tasks for member in members):
+            continue
+        of = [results.tasks[member] for member in members]
+        metrics, stderr = _split(group.aggregate(found))
+        shots = {each.shots for each in of}
+        results.groups[name] = TaskResult(
+            metrics=metrics,
+            stderr=stderr,
+            higher_is_better={
+                metric: all(each.higher_is_better.get(metric, True) for each in of)
+                for metric in _names(metrics)
+            },
+            questions=sum(each.questions for each in of),
+            of_questions=sum(each.of_questions for each in of),
+            shots=shots.pop() if len(shots) == 1 else None,
+            version=str(group.version),
+            seconds=round(sum(each.seconds for each in of), 3),
+            truncated=sum(each.truncated for each in of),
+            members=tuple(group.child_names),
+        )
+
+
+def _split(found: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Metrics and their standard errors out of the harness's "acc,none" and "acc_stderr,none"."""
+    metrics: dict[str, float | None] = {}
+    stderr: dict[str, float] = {}
+    for key, value in found.items():
+        name, comma, filter_name = key.partition(",")
+        if not comma or not isinstance(value, int | float | np.number):
+            continue
+        number = float(value)
+        if name.endswith("_stderr"):
+            if math.isfinite(number):
+                stderr[f"{name.removesuffix('_stderr')},{filter_name}"] = number
+        else:
+            metrics[key] = number if math.isfinite(number) else None
+    return metrics, stderr
+
+
+def _names(metrics: Mapping[str, Any]) -> dict[str, None]:
+    """The metrics without their filters."""
+    return dict.fromkeys(key.partition(",")[0] for key in metrics)
+
+
+def documents_of(samples: Sequence[Mapping[str, Any]]) -> Documents:
+    """Each metric's value for each document, from the harness's samples, one for each filter."""
+    by_filter: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        by_filter.setdefault(sample["filter"], []).append(sample)
+    hashes: tuple[str, ...] = ()
+    values: dict[str, tuple[Any, ...]] = {}
+    for name, of_filter in by_filter.items():
+        hashes = tuple(str(sample["doc_hash"]) for sample in of_filter)
+        for metric in dict.fromkeys(m for sample in of_filter for m in sample["metrics"]):
+            values[f"{metric},{name}"] = tuple(_plain(sample.get(metric)) for sample in of_filter)
+    return Documents(hashes, values)
+
+
+def _plain(value: Any) -> Any:
+    """A metric's value in JSON's types; None for what is no finite number."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, int | float | str) else str(value)
