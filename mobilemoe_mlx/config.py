@@ -433,11 +433,6 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """Read `folder`/`name`; raises UserError when it is absent or not a JSON object."""
     path = folder / name
     if not path.exists():
-        if (folder / "adapter_config.json").exists():
-            raise UserError(
-                f"{folder} is an adapter, and no model: name its checkpoint, and make the adapter "
-                "part of that first (`mobilemoe fuse`) or, where there is --adapter, give it there."
-            )
         raise UserError(f"{folder} has no {name}: is it a model folder?")
     config = files.read_json(path)
     if not isinstance(config, dict):

@@ -152,5 +152,5 @@ def test_an_adapter_alone_is_told_from_a_model(
 ):
     adapter = write_adapter(bf16_folder, tmp_path / "adapter", AdapterConfig())
     assert main(["convert", str(adapter), str(tmp_path / "out"), "--to", to]) == 2
-    assert "is an adapter, and no model" in capsys.readouterr().err
+    assert "is no model: it is an adapter" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
