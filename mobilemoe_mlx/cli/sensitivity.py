@@ -15,9 +15,9 @@ _TOKENS = 32_768  # of the held-out data, unless --tokens says how many
 
 EXAMPLES = (
     "mobilemoe sensitivity runs/quickstart/training/sft/model --data "
-    "runs/quickstart/corpus/qa.heldout.jsonl --tokens 4096",
+    "runs/quickstart/corpus/qa.heldout.jsonl --tokens 512",
     "mobilemoe sensitivity runs/quickstart/training/sft/model --data "
-    "runs/quickstart/corpus/qa.heldout.jsonl --tokens 1024 --experts 2 --budget 2MB "
+    "runs/quickstart/corpus/qa.heldout.jsonl --tokens 512 --experts 2 --scale-rule paper "
     "--picture runs/sensitivity.png",
 )
 

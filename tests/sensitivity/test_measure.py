@@ -185,7 +185,7 @@ def test_command(
     bf16_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures, image = tmp_path / "figures.json", tmp_path / "costs.png"
-    words = ["sensitivity", str(bf16_folder), "--data", str(data), "--tokens", "256"]
+    words = ["sensitivity", str(bf16_folder), "--data", str(data), "--tokens", "64"]
     more = ["--experts", "2", "--budget", "200kB", "--picture", str(image), "--json", str(figures)]
     assert main([*words, *more]) == 0
     said = capsys.readouterr().out
