@@ -60,7 +60,7 @@ def parts_of(model: Model) -> tuple[Part, ...]:
 class Rounding:
     """Rounds tensors of a float model as their INT4 form will compute them, and back.
 
-    What is rounded is computed anew each time: a model of some gigabytes has no room for both.
+    The model's own values are kept, so one that is rounded whole is in memory twice.
     """
 
     def __init__(self, model: Model, rule: ScaleRule) -> None:
