@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,7 +217,7 @@ def sensitivity(
         ranked = estimates.ranked()[:experts]
         measured = tuple(measure.expert(*place, estimates) for place in ranked)
     each = {p.parameter: measure.cost(p.name, [p]) for p in parts} if budgets else {}
-    suggestions = tuple(_suggestion(measure, budget, besides) for budget in sorted(budgets))
+    suggestions = tuple(_suggestions(measure, sorted(budgets), besides)) if budgets else ()
     return Sensitivity(
         documents=len(measure.bf16.sums),
         targets=int(measure.bf16.targets.sum()),
@@ -249,7 +249,8 @@ def check_budgets(budgets: Sequence[int], args: ModelArgs) -> None:
             )
 
 
-def _suggestion(measure: _Measure, budget: int, besides: int) -> Suggestion:
+def _suggestions(measure: _Measure, budgets: Sequence[int], besides: int) -> Iterator[Suggestion]:
+    """For each budget; `besides`: bytes of what INT4 leaves alone."""
     targets = measure.bf16.targets
     by = np.arange(len(targets)) % 2 == 0
     on = ~by
@@ -260,21 +261,21 @@ def _suggestion(measure: _Measure, budget: int, besides: int) -> Suggestion:
         # Bytes are spent on what is sure to cost something, not on noise.
         costs[part.parameter] = 0.0 if sure.has_zero else sure.mean
         predicted[part.parameter] = float(found[on].sum() / targets[on].sum())
-    choice: Choice | None = cheapest(measure.parts, costs, budget - besides)
-    assert choice is not None, "INT4 was found to fit"
-    bf16, int4, mixed = (
-        each.only(on) for each in (measure.bf16, measure.int4, measure.losses(choice.rounded))
-    )
-    return Suggestion(
-        budget=budget,
-        nbytes=choice.nbytes + besides,
-        kept=tuple(part.name for part in measure.parts if part not in choice.rounded),
-        predicted=bf16.mean + sum(predicted[part.parameter] for part in choice.rounded),
-        loss=mixed.mean,
-        loss_bf16=bf16.mean,
-        loss_int4=int4.mean,
-        measured=measure.change(bf16, mixed),
-    )
+    bf16, int4 = measure.bf16.only(on), measure.int4.only(on)
+    for budget in budgets:
+        choice: Choice | None = cheapest(measure.parts, costs, budget - besides)
+        assert choice is not None, "INT4 was found to fit"
+        mixed = measure.losses(choice.rounded).only(on)
+        yield Suggestion(
+            budget=budget,
+            nbytes=choice.nbytes + besides,
+            kept=tuple(part.name for part in measure.parts if part not in choice.rounded),
+            predicted=bf16.mean + sum(predicted[part.parameter] for part in choice.rounded),
+            loss=mixed.mean,
+            loss_bf16=bf16.mean,
+            loss_int4=int4.mean,
+            measured=measure.change(bf16, mixed),
+        )
 
 
 def _grouped(parts: Sequence[Part], key: Callable[[Part], Any]) -> dict[Any, list[Part]]:
