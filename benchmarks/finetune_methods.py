@@ -6,7 +6,7 @@ conversations made from the quickstart's questions, held out by module. Each met
 process of its own, with its recipe as it stands but for the rate of whole weights. A run that has a
 result already is not repeated. Prints a table as Markdown (held-out loss, that of
 the result rounded to INT4, trained parameters, peak memory, time) and answers before and after;
-draws losses.png. Under ten minutes on two processor cores.
+draws losses.png. About eleven minutes on two processor cores, of which the seven methods take nine.
 """
 
 from __future__ import annotations
