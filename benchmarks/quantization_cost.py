@@ -5,7 +5,7 @@
 Compares with the BF16 model after SFT: the same rounded to nearest by both rules of scales, the
 quickstart's QAT, and `qat-lora` with as many steps of as many tokens of the same data. Prints
 Markdown: held-out losses, the tasks of `mobilemoe corpus --tasks`, also for the model before SFT,
-and `mobilemoe sensitivity` by both rules; draws tasks.png and sensitivity.png. What is in the
+and what `mobilemoe sensitivity` says; draws tasks.png and sensitivity.png. What is in the
 output folder already is not made again. A quarter of an hour on two quiet processor cores, and the
 extras `eval` and `plot`.
 """
@@ -46,13 +46,7 @@ def main() -> None:
     rounded = convert(before_sft, args.output / "pretrain-int4")
     two = {"pretrain-BF16": before_sft, "pretrain-INT4": rounded}
     print(f"{task_table(compare(two, tasks, args.output, 'pretrain-tasks'))}\n", flush=True)
-    for rule, more in (
-        ("unclipped", ["--experts", EXPERTS, "--budget", *BUDGETS]),
-        ("paper", []),
-    ):
-        print(f"Scale rule {rule}\n\n```text")
-        print(sensitivity(args.quickstart, args.output, rule, more), flush=True)
-        print("```\n")
+    print(sensitivity(args.quickstart, args.output), flush=True)
 
 
 def mobilemoe(*words: Any) -> str:
@@ -174,14 +168,14 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join(lines())
 
 
-def sensitivity(quickstart: Path, output: Path, rule: str, more: list[Any]) -> str:
-    text = output / f"sensitivity-{rule}.txt"
+def sensitivity(quickstart: Path, output: Path) -> str:
+    text = output / "sensitivity.txt"
     if not text.is_file():
         said = mobilemoe(
             *("sensitivity", quickstart / "training" / "sft" / "model", "--tokens", TOKENS),
-            *("--data", quickstart / "corpus" / "qa.heldout.jsonl", "--scale-rule", rule, *more),
-            *("--json", output / f"sensitivity-{rule}.json"),
-            *("--picture", output / f"sensitivity-{rule}.png"),
+            *("--data", quickstart / "corpus" / "qa.heldout.jsonl"),
+            *("--experts", EXPERTS, "--budget", *BUDGETS),
+            *("--json", output / "sensitivity.json", "--picture", output / "sensitivity.png"),
         )
         text.write_text(said)
     return text.read_text()

@@ -48,6 +48,7 @@ def _map(figure: Any, axes: Any, share: np.ndarray) -> None:
     figure.colorbar(image, ax=axes, label="estimated share, thousandths of a nat")
     axes.set_xlabel("routed expert")
     axes.set_ylabel("layer")
+    axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _budgets(axes: Any, found: Sensitivity) -> None:
