@@ -27,8 +27,6 @@ _LOGITS = 1 << 24
 class MLXScorer(Scorer):
     """A model in MLX; the keys and values of what a batch's texts begin with are kept."""
 
-    batch_tokens = 4096  # the experts' blocks of rows are fuller than with fewer
-
     def __init__(self, engine: MLXEngine, tokenizer: ChatTokenizer) -> None:
         super().__init__(engine, tokenizer)
         self.model = engine.model

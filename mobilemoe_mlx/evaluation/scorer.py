@@ -46,7 +46,8 @@ class Scorer(ABC):
     """A model that is ready to be scored, and its tokenizer."""
 
     # Tokens that are computed for a batch, roughly. An answer is kept for each batch that is done.
-    batch_tokens = 2048
+    # The experts' blocks of rows are fuller with many of them.
+    batch_tokens = 4096
 
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer) -> None:
         self.engine, self.tokenizer = engine, tokenizer
