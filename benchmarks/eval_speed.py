@@ -36,6 +36,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from mobilemoe_mlx import files, text_table  # noqa: E402
 from mobilemoe_mlx.bench.machine import Bandwidth, cpu  # noqa: E402
 from mobilemoe_mlx.bench.prompts import real_tokens, window  # noqa: E402
+from mobilemoe_mlx.checkpoint.check import open_checkpoint  # noqa: E402
+from mobilemoe_mlx.checkpoint.layouts import Layout  # noqa: E402
 from mobilemoe_mlx.cpu_kernel.library import default_threads  # noqa: E402
 from mobilemoe_mlx.engines import model_args  # noqa: E402
 from mobilemoe_mlx.tokenizer import load_tokenizer  # noqa: E402
@@ -79,6 +81,10 @@ def questions(folder: str, shape: Shape, count: int, seed: int) -> list[list[str
     return pairs
 
 
+def is_int4(folder: str) -> bool:
+    return open_checkpoint(files.user_path(folder)).layout is not Layout.FLOAT
+
+
 def worker(name: str, folder: str) -> None:
     """Answers lines of requests on standard output, with the seconds that they took."""
     model: Any
@@ -115,16 +121,16 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50, help="of each shape (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shapes", default="0,1,2", help="which, by number (%(default)s)")
-    parser.add_argument(
-        "--contenders", default=",".join(CONTENDERS), help="which take part (%(default)s)"
-    )
+    parser.add_argument("--contenders", help=f"which take part (all of {', '.join(CONTENDERS)})")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.worker, options.folder)
         return
     shapes = [[*SHAPES][int(number)] for number in options.shapes.split(",")]
-    names = options.contenders.split(",")
+    names = [name for name in CONTENDERS if name != OURS_CPU or is_int4(options.folder)]
+    if options.contenders:
+        names = options.contenders.split(",")
     rates: dict[tuple[str, str], list[float]] = {}
     differ = dict.fromkeys(shapes, 0.0)
     bandwidth = Bandwidth(default_threads())
