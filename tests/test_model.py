@@ -82,8 +82,8 @@ def test_only_distances_between_positions_matter():
     attention = Attention(ARGS)
     heads = mx.random.normal((1, 1, 4, ARGS.head_dim))
     for far in (100, 200):
-        near_q, near_k = attention._rotate(heads, 0), attention._rotate(heads, 7)
-        far_q, far_k = attention._rotate(heads, far), attention._rotate(heads, far + 7)
+        near_q, near_k = attention.rotate(heads, 0), attention.rotate(heads, 7)
+        far_q, far_k = attention.rotate(heads, far), attention.rotate(heads, far + 7)
         near, distant = (q @ k.swapaxes(-1, -2) for q, k in ((near_q, near_k), (far_q, far_k)))
         assert mx.allclose(near, distant, atol=1e-3)
 

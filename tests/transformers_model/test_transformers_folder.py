@@ -47,6 +47,9 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules"))
         )
         patch.setattr(sys, "path", [*sys.path])
+        # What another test may have left there is of another folder.
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+            patch.delitem(sys.modules, name)
         yield
 
 
