@@ -77,7 +77,7 @@ def read(cls: type[T], table: Any, where: str = "", **given: Any) -> T:
     check_table(table, where)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = [f for f in dataclasses.fields(typing.cast(Any, cls)) if f.name not in given]
-    check_keys(table, [f.name for f in fields], where)
+    check_fields(cls, table, [f.name for f in fields], where)
     for f in fields:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in table:
@@ -130,6 +130,25 @@ def check_keys(table: Any, known: Iterable[str], where: str) -> None:
         if key not in known:
             hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
             raise UserError(f"{f'{where} has' if where else 'there is'} no key '{key}'{hint}.")
+
+
+def check_fields(cls: type, table: Any, known: Iterable[str], where: str = "") -> None:
+    """The same for `known` fields of the dataclass `cls`; a key of an inner table is named there."""
+    known = list(known)
+    hints = typing.get_type_hints(cls)
+    inner = {
+        field.name: _dotted(where, f"{name}.{field.name}")
+        for name in known
+        for kind in (hints[name], *typing.get_args(hints[name]))
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        for field in dataclasses.fields(kind)
+    }
+    check_table(table, where)
+    for key in table:
+        if key not in known and key in inner:
+            what = f"{where} has" if where else "there is"
+            raise UserError(f"{what} no key '{key}' (did you mean '{inner[key]}'?).")
+    check_keys(table, known, where)
 
 
 def _read_scalar(kind: Any, value: Any, where: str) -> Any:

@@ -27,7 +27,7 @@ _FREE = ("max_position_embeddings", "bos_token_id", "eos_token_id", "torch_dtype
 class BaseDigest:
     """A base checkpoint; two are the same if both digests are, whatever the folder or layout."""
 
-    name: str  # of the folder, or the repository's
+    name: str  # the folder's path, or the repository's name
     config: str  # SHA-256 of what the configuration says about the computation
     weights: str  # SHA-256 over all tensors under their published names and in published form
 
@@ -35,7 +35,7 @@ class BaseDigest:
 def base_digest(folder: str | Path, name: str | None = None) -> BaseDigest:
     """The digest of a checkpoint folder; a converted copy for mlx-lm has that of the published one.
 
-    Reads all weights once. `name`: what people call it (default: the folder's name). Raises
+    Reads all weights once. `name`: what people call it (default: the folder's path). Raises
     UserError for all that is wrong with the folder.
     """
     return digest_of(open_checkpoint(folder), name)
@@ -51,7 +51,7 @@ def digest_of(checkpoint: Checkpoint, name: str | None = None) -> BaseDigest:
         for block in _blocks(tensor):
             # MLX's codes are the published ones + 8: the top bit of each nibble.
             weights.update((block ^ np.uint8(0x88) if codes else block).tobytes())
-    return BaseDigest(name or checkpoint.folder.name, config, weights.hexdigest())
+    return BaseDigest(name or str(checkpoint.folder), config, weights.hexdigest())
 
 
 def check_base(adapter: Path, wanted: BaseDigest | None, base: BaseDigest) -> None:
@@ -61,7 +61,7 @@ def check_base(adapter: Path, wanted: BaseDigest | None, base: BaseDigest) -> No
     """
     if wanted is None or (wanted.config, wanted.weights) == (base.config, base.weights):
         return
-    what = "weights" if wanted.config == base.config else "configuration"
+    what = "weights" if wanted.config == base.config else "configurations"
     raise UserError(
         f"The adapter {adapter} belongs to {wanted.name}, not to {base.name}: the {what} of the "
         "two differ. Use it with the checkpoint it was trained on."

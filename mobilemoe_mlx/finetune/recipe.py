@@ -27,6 +27,7 @@ Method = Literal["lora", "dora", "qlora", "qat-lora", "full", "qat", "experts"]
 METHODS: tuple[Method, ...] = get_args(Method)
 _ADAPTERS = ("lora", "dora", "qlora", "qat-lora")
 _OF_FLOAT_BASES = ("lora", "dora", "experts")  # the base is held as BF16
+_OF_METHODS = {"adapter": _ADAPTERS, "experts": ("experts",), "weights": ("full",)}  # of no other
 
 _LENGTHS = ("epochs", "steps")  # exactly one is given
 _LONGEST_CONTEXT = 2048  # unless one is given: what a 16 GB Mac holds of S (docs/finetuning.md)
@@ -182,6 +183,7 @@ def _read(
     if method is not None and method != found:
         raise UserError(f"it is of the method {found}, and --method says {method}.")
     _check_base(found, args)
+    _check_keys(table, found)
     for name in ("data", "compute"):
         tables.check_table(table.setdefault(name, {}), name)
     table["data"].setdefault("context", min(_LONGEST_CONTEXT, args.max_position_embeddings))
@@ -207,6 +209,19 @@ def _read(
     config = tables.read(FinetuneConfig, table, **absent)
     _check(config, args)
     return config
+
+
+def _check_keys(table: dict[str, Any], method: Method) -> None:
+    """Raise UserError for a key that there is not, or that another method has."""
+    for key, methods in _OF_METHODS.items():
+        if key in table and method not in methods:
+            raise UserError(
+                f"'{key}' is a key of --method {' or '.join(methods)}, and the method is {method}: "
+                "leave it out, or choose another method."
+            )
+    fields = [field.name for field in dataclasses.fields(FinetuneConfig)]
+    known = [name for name in fields if method in _OF_METHODS.get(name, METHODS)]
+    tables.check_fields(FinetuneConfig, table, known)
 
 
 def _check_base(method: str, args: ModelArgs) -> None:
@@ -244,6 +259,11 @@ def _check(config: FinetuneConfig, args: ModelArgs) -> None:
         raise UserError(
             "compute.dtype is bfloat16, which cannot hold the scales of an INT4 base: leave it "
             "out, and float32 is used."
+        )
+    if config.adapter is None and config.optimizer.lora_plus_ratio != 1:
+        raise UserError(
+            f"optimizer.lora_plus_ratio is for adapters, and {config.method} trains none: leave it "
+            "out."
         )
     if config.adapter is not None:
         config.adapter.layer_numbers(args.num_hidden_layers)

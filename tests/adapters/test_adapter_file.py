@@ -109,7 +109,7 @@ def test_adapters_of_other_bases_are_refused_by_name(
     written(bf16_folder, tmp_path / "adapter", AdapterConfig())
     write_random_checkpoint(tmp_path / "sibling", tiny_args, seed=3, quantized=False)
     for folder, what in ((tmp_path / "sibling", "weights"), (int4_folder, "configuration")):
-        with pytest.raises(UserError, match=f"belongs to bf16, not to {folder.name}: the {what}"):
+        with pytest.raises(UserError, match=f"belongs to .*bf16, not to {folder}: the {what}"):
             load_adapters(load_model(folder), [(tmp_path / "adapter", 1.0)])
 
 
