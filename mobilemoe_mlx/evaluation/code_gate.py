@@ -80,7 +80,14 @@ def code_calls(module: Path) -> frozenset[tuple[Path, str]]:
         if path in seen or not path.is_file():
             continue
         seen.add(path)
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        try:
+            nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise UserError(
+                f"{path}{line}: {getattr(error, 'msg', error)}. A task needs functions of this "
+                "file: mend it."
+            ) from None
         programs = {
             alias.name
             for node in nodes

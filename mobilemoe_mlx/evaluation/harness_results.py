@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mobilemoe_mlx.evaluation.results import Documents, Results, TaskResult
 from mobilemoe_mlx.evaluation.tasks import LoadedTask, LoadedTasks
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
 
 
 def task_result(
@@ -94,6 +97,27 @@ def documents_of(samples: Sequence[Mapping[str, Any]]) -> Documents:
         for metric in dict.fromkeys(m for sample in of_filter for m in sample["metrics"]):
             values[f"{metric},{name}"] = tuple(_plain(sample.get(metric)) for sample in of_filter)
     return Documents(hashes, values)
+
+
+def without_right_answer(task: Task, samples: Sequence[Mapping[str, Any]]) -> int:
+    """How many questions of several choices have a right answer that is none of them.
+
+    The harness counts any answer to them as wrong, and warns where nobody sees it here.
+    """
+    own = task.get_config("process_results") is not None
+    if task.OUTPUT_TYPE != "multiple_choice" or own or getattr(task, "multiple_input", 0):
+        return 0
+    by_document = {sample["doc_id"]: sample for sample in samples}.values()
+    return sum(
+        not _is_one_of(sample["target"], task.doc_to_choice(sample["doc"]))
+        for sample in by_document
+    )
+
+
+def _is_one_of(target: Any, choices: Sequence[str]) -> bool:
+    if isinstance(target, list):
+        return all(_is_one_of(each, choices) for each in target)
+    return 0 <= target < len(choices) if isinstance(target, int) else target in choices
 
 
 def _plain(value: Any) -> Any:

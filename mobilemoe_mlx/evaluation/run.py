@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mobilemoe_mlx import files
 from mobilemoe_mlx.checkpoint import hub
 from mobilemoe_mlx.engines import default_engine, model_args
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.errors import DamagedModel, UserError
 from mobilemoe_mlx.evaluation.answer_log import AnswerLog
-from mobilemoe_mlx.evaluation.harness_results import add_groups, documents_of, task_result
+from mobilemoe_mlx.evaluation.harness_results import (
+    add_groups,
+    documents_of,
+    task_result,
+    without_right_answer,
+)
 from mobilemoe_mlx.evaluation.open_scorer import open_scorer
 from mobilemoe_mlx.evaluation.question_bar import QuestionBar
 from mobilemoe_mlx.evaluation.results import (
@@ -32,6 +37,7 @@ from mobilemoe_mlx.evaluation.tasks import (
     need_harness,
     quiet_harness,
     seed_harness,
+    what_failed,
 )
 
 if TYPE_CHECKING:
@@ -124,12 +130,14 @@ def evaluate(
         out.path.mkdir(parents=True, exist_ok=True)
         with AnswerLog(out.answers, _identity(settings)) as log:
             out.write(results)
-            _ask(loaded, scorer, log, out, results, options.log_samples)
+            doubts = _ask(loaded, scorer, log, out, results, options.log_samples)
     except OSError as error:  # a full disk, mostly
         raise UserError(
             f"{error.filename or out.path}: {error.strerror or error}. What was answered before is "
             "kept: go on with --resume."
         ) from error
+    for doubt in doubts:
+        say(doubt)
     return results
 
 
@@ -140,10 +148,11 @@ def _ask(
     out: EvaluationFolder,
     results: Results,
     log_samples: bool,
-) -> None:
-    """Run each task and write what it found."""
+) -> list[str]:
+    """Run each task and write what it found; returns what looks wrong with their questions."""
     from mobilemoe_mlx.evaluation.harness_model import HarnessModel
 
+    doubts = []
     found: dict[str, Mapping[str, Any]] = {}  # the harness's own form, for groups
     with QuestionBar(loaded.questions) as bar:
         model = HarnessModel(scorer, log, bar.report)
@@ -159,12 +168,18 @@ def _ask(
             results.documents[each.name] = documents_of(samples)
             if log_samples:
                 out.write_samples(each.name, samples)
+            if wrong := without_right_answer(each.task, samples):
+                doubts.append(
+                    f"{each.name}: the right answer (doc_to_target) of {wrong:,} questions is none "
+                    "of their choices, so whatever a model answers counts as wrong."
+                )
             with quiet_harness():
                 add_groups(loaded, found, results)
             out.write(results)
             bar.end()
     results.finished = True
     out.write(results)
+    return doubts
 
 
 def _run(
@@ -179,20 +194,28 @@ def _run(
             return harness_evaluate(
                 model,
                 {"tasks": {each.name: each.task}, "groups": {}},
-                limit=each.wanted.limit,
+                # Not the number that was asked for, which may be larger than the harness takes.
+                limit=None if each.wanted.limit is None else each.questions,
                 bootstrap_iters=BOOTSTRAP,
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,
                 confirm_run_unsafe_code=True,  # it was asked for before the tasks were loaded
             )
-    except (UserError, OSError, MemoryError):
+    except UserError as error:
+        if isinstance(error, DamagedModel):  # of the model and not of the task
+            raise
+        raise _failed(each, str(error), out) from error
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a task's functions make of its data and the answers
-        said = " ".join(str(error).split())[:500]
-        raise UserError(
-            f"The task {each.name} failed: {type(error).__name__}: {said}. What was found before "
-            f"is in {out.path}: leave this task out, or mend it and go on with --resume."
-        ) from error
+        raise _failed(each, what_failed(error), out) from error
+
+
+def _failed(each: LoadedTask, what: str, out: EvaluationFolder) -> UserError:
+    return UserError(
+        f"The task {each.name} failed: {what.rstrip('.')}. What was found before is in {out.path}: "
+        "leave this task out, or mend it and go on with --resume."
+    )
 
 
 def _check_lengths(loaded: LoadedTasks, context: int) -> None:

@@ -190,11 +190,17 @@ def _load(
     except ImportError as error:
         raise _MissingPackage(wanted.task, error) from None
     except Exception as error:  # whatever a task's YAML, functions and data make of each other
-        said = " ".join(str(error).split())
-        raise UserError(
-            f"The task {wanted.task} cannot be loaded: {type(error).__name__}: {said[:500]}"
-        ) from error
+        raise UserError(f"The task {wanted.task} cannot be loaded: {what_failed(error)}") from error
     return tasks, found.get("groups", {})
+
+
+def what_failed(error: BaseException) -> str:
+    """An error of a task's YAML, functions or data on one line, with what it came from."""
+    if isinstance(error, StopIteration):  # what `datasets` and the harness make of no rows
+        return "its data set, or the split that it asks or shows, has no rows."
+    told = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    cause = error.__cause__
+    return told if cause is None else f"{told.rstrip('.')}, from {what_failed(cause)}"
 
 
 def _check_metrics(task: Task) -> None:
@@ -209,6 +215,14 @@ def _check_metrics(task: Task) -> None:
                 f"The task {task.task_name} scores by '{name}'"
                 f"{did_you_mean(name, METRIC_REGISTRY)}, which is no metric of the harness, and "
                 "none is downloaded."
+            )
+    from lm_eval.api.registry import AGGREGATION_REGISTRY
+
+    for name, function in getattr(task, "_aggregation_list", {}).items():
+        if function is None:
+            raise UserError(
+                f"The task {task.task_name} gives '{name}' an aggregation that the harness does "
+                f"not have. It has {', '.join(sorted(AGGREGATION_REGISTRY))}."
             )
 
 

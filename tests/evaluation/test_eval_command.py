@@ -352,6 +352,34 @@ def test_what_cannot_be_is_one_sentence(
     assert not out.exists()
 
 
+def test_right_answers_that_are_no_choice_are_told(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    data = folder / f"{CHOICES}.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[1]["answer"] = len(rows[1]["choices"])
+    rows[2]["answer"] = -1
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # More than the harness counts to is all there are.
+    more = ("--tasks", CHOICES, "--limit", str(10**30))
+    assert main(command(bf16_folder, folder, tmp_path / "out", *more)) == 0
+    assert f"{CHOICES}: the right answer (doc_to_target) of 2 questions" in capsys.readouterr().out
+
+
+def test_a_choice_that_the_model_cannot_take_names_its_task(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    data = folder / f"{CHOICES}.jsonl"
+    row = json.loads(data.read_text().splitlines()[0])
+    row["choices"][0] = "a b " * 5000
+    data.write_text(json.dumps(row) + "\n")
+    assert main(command(bf16_folder, folder, tmp_path / "out", "--tasks", CHOICES)) == 2
+    error = capsys.readouterr().err
+    assert f"The task {CHOICES} failed: A task's continuation has" in error and "--resume" in error
+
+
 def test_a_task_that_fails_keeps_what_was_found_before(
     tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,6 +203,7 @@ def test_data_that_hf_download_fetched(
         (("metric: acc_norm", "metric: acc_nrm"), "'acc_nrm' (did you mean 'acc_norm'?)"),
         (("output_type: multiple_choice", "output_type: many"), "cannot be loaded"),
         (("metadata:", "doc_to_image: image\nmetadata:"), "pictures"),
+        (("aggregation: mean", "aggregation: meen"), "'acc' an aggregation that the harness does"),
     ],
 )
 def test_a_task_that_cannot_be_loaded(change: tuple[str, str], message: str, folder: Path) -> None:
@@ -211,6 +212,24 @@ def test_a_task_that_cannot_be_loaded(change: tuple[str, str], message: str, fol
     with pytest.raises(UserError, match=f"The task {CHOICES} ") as caught:
         load(CHOICES, include=[folder])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [("", "has no rows"), ('{"question": "torn', "from ArrowInvalid: JSON parse error")],
+)
+def test_data_that_cannot_be_read(rows: str, message: str, folder: Path) -> None:
+    (folder / f"{CHOICES}.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=f"The task {CHOICES} cannot be loaded: .*{message}"):
+        load(CHOICES, include=[folder])
+
+
+def test_functions_that_are_no_python(folder: Path) -> None:
+    (folder / "torn.py").write_text("\ndef text(doc: return\n")
+    path = folder / f"{CHOICES}.yaml"
+    path.write_text(path.read_text() + "process_docs: !function torn.text\n")
+    with pytest.raises(UserError, match=r"torn\.py, line 2: .* mend it\."):
+        load(CHOICES, include=[folder])
 
 
 def test_missing_packages_and_data_are_told_together(folder: Path) -> None:
