@@ -15,6 +15,21 @@ from mobilemoe_mlx.errors import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
 _RANDOM_TOKENS = 128  # that gradients are compared on
+_GREEDY_TOKENS = 32
+_CONTEXT = 128
+
+# Options that only some comparisons read -> those. None, or False, where they are not given.
+_FORWARD, _BACKWARD, _TRAINING = "the forward pass", "--backward", "--train-steps"
+_READ_BY = {
+    "--context": (_TRAINING,),
+    "--data": (_TRAINING,),
+    "--qat": (_BACKWARD, _TRAINING),
+    "--greedy-tokens": (_FORWARD,),
+    "--prompt": (_FORWARD, _BACKWARD),
+    "--prompt-file": (_FORWARD, _BACKWARD),
+    "--tokens": (_FORWARD, _BACKWARD),
+    "--seed": (_FORWARD, _BACKWARD),
+}
 
 
 EXAMPLES = (
@@ -59,13 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random tokens to run on (128, or fewer where a context is shorter)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random tokens (%(default)s)")
+    parser.add_argument("--seed", type=int, help="of the random tokens (0)")
     parser.add_argument(
         "--greedy-tokens",
         type=int,
-        default=32,
         metavar="N",
-        help="how far both continue the text by the most likely token (%(default)s)",
+        help=f"how far both continue the text by the most likely token ({_GREEDY_TOKENS})",
     )
     parser.add_argument(
         "--tolerance",
@@ -92,9 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--data", metavar="PATH", help="texts to train on: a .txt, .md, .py or .jsonl, or a folder"
     )
-    training.add_argument(
-        "--context", type=int, default=128, metavar="N", help="tokens of a row (%(default)s)"
-    )
+    training.add_argument("--context", type=int, metavar="N", help=f"tokens of a row ({_CONTEXT})")
     training.add_argument(
         "--qat", action="store_true", help="compute with the INT4 form of the weights"
     )
@@ -103,14 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     check_json(args.json)
+    _check_options(args)
     output = None if args.output is None else files.output_folder(args.output)
     if args.prompt_file is not None:
         args.prompt = read_prompt(args.prompt_file)
     if args.backward or args.train_steps is not None:
         return _compare_training(args, output)
-    for given, name in ((args.qat, "--qat"), (args.data, "--data")):
-        if given:
-            raise UserError(f"{name} belongs to --backward or --train-steps: give one of them too.")
     from mobilemoe_mlx.checkpoint.hub import resolve
     from mobilemoe_mlx.compare.compare_models import compare_models
     from mobilemoe_mlx.compare.open_side import kind_of
@@ -130,22 +140,33 @@ def run(args: argparse.Namespace) -> int:
         torch_dtype=args.torch_dtype,
         prompt=args.prompt,
         num_tokens=args.tokens,
-        seed=args.seed,
-        greedy_tokens=args.greedy_tokens,
+        seed=args.seed or 0,
+        greedy_tokens=_GREEDY_TOKENS if args.greedy_tokens is None else args.greedy_tokens,
         tolerance=args.tolerance,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     return _tell(args, output, report, as_text(report), "compare")
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for an option that the comparison asked for would not read."""
+    what = _BACKWARD if args.backward else _FORWARD if args.train_steps is None else _TRAINING
+    for name, readers in _READ_BY.items():
+        value = getattr(args, name[2:].replace("-", "_"))
+        if value is None or value is False or what in readers:
+            continue
+        if _FORWARD not in readers:
+            raise UserError(
+                f"{name} belongs to {' or '.join(readers)}: "
+                f"{'leave it out, or ask for that' if what == _FORWARD else 'leave it out'}."
+            )
+        raise UserError(f"{what} does not read {name}: leave it out.")
+
+
 def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
     if args.adapter:
         raise UserError(
             "--backward and --train-steps take no adapters: fuse them, and compare what comes out."
-        )
-    if args.backward and args.data:
-        raise UserError(
-            "--backward runs on --prompt or on random --tokens; --data is for training."
         )
     if args.other or args.engine_a or args.engine_b:
         raise UserError(
@@ -167,7 +188,7 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
         from mobilemoe_mlx.compare.training_tables import gradients_as_text
 
         count = _RANDOM_TOKENS if args.tokens is None else args.tokens
-        tokens = sequence(folder, checkpoint.args, args.prompt, count, args.seed)
+        tokens = sequence(folder, checkpoint.args, args.prompt, count, args.seed or 0)
         if len(tokens) < 2:
             raise UserError("A sequence of one token has no next one: give two tokens or more.")
         gradients = compare_gradients(
@@ -183,16 +204,17 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
         raise UserError("--train-steps compares in float32: leave --dtype and --torch-dtype out.")
     if args.data is None:
         raise UserError("--train-steps needs texts to train on: --data PATH.")
-    if args.train_steps < 1 or not 1 <= args.context <= checkpoint.args.max_position_embeddings:
+    context = _CONTEXT if args.context is None else args.context
+    if args.train_steps < 1 or not 1 <= context <= checkpoint.args.max_position_embeddings:
         raise UserError(
-            f"{args.train_steps} steps of {args.context} tokens: at least 1 step is needed, and "
+            f"{args.train_steps} steps of {context} tokens: at least 1 step is needed, and "
             f"this model takes 1 to {checkpoint.args.max_position_embeddings} tokens."
         )
     from mobilemoe_mlx.compare.steps import ROWS, compare_steps, read_batches
     from mobilemoe_mlx.compare.training_tables import steps_as_text
     from mobilemoe_mlx.tokenizer import load_tokenizer
 
-    batches = read_batches(args.data, load_tokenizer(folder), args.train_steps, ROWS, args.context)
+    batches = read_batches(args.data, load_tokenizer(folder), args.train_steps, ROWS, context)
     limit = {} if args.tolerance is None else {"tolerance": args.tolerance}
     steps = compare_steps(folder, batches, quantize=args.qat, **limit)
     return _tell(args, output, steps, steps_as_text(steps), "steps")

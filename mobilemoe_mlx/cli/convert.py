@@ -7,6 +7,7 @@ import argparse
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.cli.sizes import byte_size
 from mobilemoe_mlx.config import SCALE_RULES
+from mobilemoe_mlx.errors import UserError
 
 EXAMPLES = (
     "mobilemoe convert runs/quickstart/training/qat/model runs/tiny-mlx --to mlx",
@@ -33,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale-rule",
         choices=SCALE_RULES,
-        default="unclipped",
         help="of --quantize: scales with which nothing is clipped (default), or the paper's, "
         "max |value| / 7.5",
     )
@@ -54,12 +54,14 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.checkpoint.rewrite import convert
 
     check_json(args.json)
+    if args.scale_rule is not None and not args.quantize:
+        raise UserError("--scale-rule belongs to --quantize: give that too, or leave it out.")
     done = convert(
         resolve(args.source, args.revision),
         args.output,
         to=args.to,
         quantize=args.quantize,
-        rule=args.scale_rule,
+        rule=args.scale_rule or "unclipped",
         max_shard_bytes=MAX_SHARD_BYTES if args.shard_size is None else args.shard_size,
         overwrite=args.overwrite,
     )

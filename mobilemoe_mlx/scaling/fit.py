@@ -210,13 +210,14 @@ def _problem(rows: Sequence[Row], form: str) -> _Problem:
     e = np.log(PAPER.effective_experts(np.array([row.experts for row in rows])))
     names = [tuple(n for n in each if n in FORMS[form]) for each in (_BY_SIZE, _BY_DATA)]
     needed = sum(map(len, names)) + 3
-    if len({row.loss for row in rows}) < 2:
-        raise UserError(f"All {len(rows)} rows have the loss {rows[0].loss:g}: nothing to fit.")
     if len(rows) <= needed:
+        count = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
         raise UserError(
-            f"{len(rows)} rows are too few for the form '{form}', which has {needed} coefficients: "
+            f"{count} too few for the form '{form}', which has {needed} coefficients: "
             "more rows are needed than coefficients."
         )
+    if len({row.loss for row in rows}) < 2:
+        raise UserError(f"All {len(rows)} rows have the loss {rows[0].loss:g}: nothing to fit.")
     features = [
         np.stack([np.ones_like(e), *(columns[name] for name in chosen)], axis=1)
         for chosen, columns in zip(

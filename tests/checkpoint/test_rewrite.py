@@ -123,6 +123,15 @@ def test_the_model_file_says_which_package_is_lacking(tmp_path: Path, int4_folde
     assert "pip install . in the mobilemoe-mlx checkout" in done.stderr
 
 
+def test_a_scale_rule_that_nothing_reads_is_refused(
+    tmp_path: Path, bf16_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["convert", str(bf16_folder), str(tmp_path / "out"), "--scale-rule", "paper"]
+    assert main(command) == 2
+    assert "--scale-rule belongs to --quantize" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_quantising_rounds_as_quantize_parameters_does(tmp_path: Path, bf16_folder: Path) -> None:
     model = load_save.load_model(bf16_folder)
     load_save.save_quantized(

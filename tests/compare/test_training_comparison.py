@@ -131,7 +131,12 @@ def test_the_command_writes_both_reports(bf16_folder, tmp_path, capsys):
         (["--train-steps", "1", "--data", "nowhere.txt"], "nowhere.txt"),
         (["--backward", "--tokens", "1"], "no next one"),
         (["--backward", "--dtype", "float16"], "float32 or bfloat16"),
-        (["--backward", "--data", __file__], "--data is for training"),
+        (["--backward", "--data", __file__], "--data belongs to --train-steps"),
+        (["--context", "9"], "--context belongs to --train-steps"),
+        (["--backward", "--context", "9"], "--context belongs to --train-steps"),
+        (["--backward", "--greedy-tokens", "0"], "--backward does not read --greedy-tokens"),
+        (["--train-steps", "1", "--data", __file__, "--seed", "0"], "does not read --seed"),
+        (["--train-steps", "1", "--data", __file__, "--prompt", ""], "does not read --prompt"),
         (["--train-steps", "1", "--data", __file__, "--dtype", "bfloat16"], "in float32"),
     ],
 )

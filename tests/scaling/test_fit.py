@@ -105,6 +105,7 @@ def test_a_fit_is_read_back(fitted: Fit, tmp_path: Path) -> None:
     ("given", "form", "told"),
     [
         (synthetic_losses.rows(0), "join", "no form 'join' .did you mean 'joint'"),
+        (synthetic_losses.rows(0)[:1], "joint", "1 row is too few .* has 9 coefficients"),
         (synthetic_losses.rows(0)[:9], "joint", "9 rows are too few .* has 9 coefficients"),
         (
             [row for row in synthetic_losses.rows(0) if row.experts == 8],
