@@ -147,12 +147,21 @@ def _values(documents: Documents, metric: str) -> np.ndarray | None:
     if not given:
         return None
     if metric.startswith("brier_score,"):
-        if not all(isinstance(v, list) and isinstance(v[0], int) for v in given):
+        if not all(map(_is_choice, given)):
             return None
         return np.array([_brier(right, shares) for right, shares in given])
     if not all(isinstance(value, int | float) for value in given):
         return None
     return np.array(given, np.float64)
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether a value is the right choice and the probabilities of all choices."""
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[1], list)):
+        return False
+    right, shares = value
+    numbers = all(isinstance(share, int | float) for share in shares)
+    return numbers and isinstance(right, int) and 0 <= right < len(shares)
 
 
 def _brier(right: int, shares: Sequence[float]) -> float:

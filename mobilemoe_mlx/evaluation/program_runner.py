@@ -77,7 +77,11 @@ def passes(program: str, limits: Limits = Limits()) -> bool:
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it started goes with it
-            process.communicate()
+            # The pipe is not read to its end: what made itself a session of its own may hold it.
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # of what the program did not read
+                    pipe.close()  # type: ignore[union-attr]
+            process.wait()
     return said == word
 
 

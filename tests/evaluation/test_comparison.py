@@ -82,6 +82,12 @@ def test_metrics_that_are_no_numbers() -> None:
     assert found.left_out == ("t: f1", "t: acc")
 
 
+@pytest.mark.parametrize("value", [[], [2, [0.5, 0.5]], [0, ["a", "b"]], 3, [1, 2]])
+def test_values_that_were_edited_are_left_out(value: Any) -> None:
+    edited = evaluation({"a": {"acc,none": [1], "brier_score,none": [value]}})
+    assert compare({"one": edited, "two": edited}).left_out == ("a: brier_score",)
+
+
 def test_what_cannot_be_compared() -> None:
     base = evaluation({"t": {"acc,none": BASE}})
     with pytest.raises(UserError, match="two models or evaluations at least"):

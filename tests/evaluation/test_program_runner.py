@@ -86,3 +86,12 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
     # Of 3 programs, 1 and 2 pass: any one does with 1/3 and 2/3, one of two with 2/3 and 1.
     assert rates == {"pass@1": pytest.approx(1 / 2), "pass@2": pytest.approx(5 / 6)}
     assert [result["passed"] for _, result in results[0]] == [True, False, False]
+
+
+def test_what_leaves_the_session_is_not_waited_for() -> None:
+    program = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(4)\n    os._exit(0)"
+    )
+    start = time.monotonic()
+    assert not passes(program, Limits(wall_seconds=1))
+    assert time.monotonic() - start < 3
