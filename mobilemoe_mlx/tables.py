@@ -133,7 +133,7 @@ def check_keys(table: Any, known: Iterable[str], where: str) -> None:
 
 
 def check_fields(cls: type, table: Any, known: Iterable[str], where: str = "") -> None:
-    """The same for `known` fields of the dataclass `cls`; a key of an inner table is named there."""
+    """The same for `known` fields of dataclass `cls`; a key of an inner table is named there."""
     known = list(known)
     hints = typing.get_type_hints(cls)
     inner = {
