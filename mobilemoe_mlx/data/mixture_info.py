@@ -58,7 +58,7 @@ class MixtureInfo:
         lines = [f"{self.path.name}: {self.format}", "", text_table.columns(rows)]
         for source in self.sources:
             if source.left_out:
-                lines += ["", f"{source.name}: left out are {reasons(source.left_out)}."]
+                lines += ["", f"{source.name}; left out: {reasons(source.left_out)}."]
             if source.first_bad is not None:
                 lines.append(f"The first bad record: {source.first_bad}.")
         if any(source.found == 0 for source in self.sources):

@@ -200,7 +200,7 @@ def no_usable_record(config: SourceConfig, skipped: Mapping[str, int]) -> str:
         advice = " Choose a longer context (`--set data.context=N`), or shorter conversations."
     fields = " and ".join(f"'{name}'" for name in config.fields)
     return (
-        f"source '{config.name}' has no usable record in {fields}: left out are "
+        f"source '{config.name}' has no usable record in {fields}; left out: "
         f"{reasons(skipped)}.{advice}"
     )
 

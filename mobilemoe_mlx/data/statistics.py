@@ -78,7 +78,7 @@ class SourceStatistics:
         if self.truncated:
             parts.append(f"{self.truncated:,} cut to the context ({self.tokens_cut:,} tokens lost)")
         if self.skipped:
-            parts.append(f"left out are {reasons(self.skipped)}")
+            parts.append(f"left out: {reasons(self.skipped)}")
         return "; ".join(parts)
 
 

@@ -112,7 +112,7 @@ def _encoded(
 
 def _none_usable(part: Part, skipped: Counter[str], first_bad: str | None, context: int) -> str:
     names = ", ".join(str(file.path) for file in part.records.files)
-    said = f"{names} has no usable record: left out are {reasons(skipped)}."
+    said = f"{names} has no usable record; left out: {reasons(skipped)}."
     if Reason.BEYOND_CONTEXT in skipped:
         said += (
             f" No answer begins within the context of {context} tokens: choose a longer one "

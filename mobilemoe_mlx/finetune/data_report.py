@@ -96,7 +96,7 @@ class DataReport:
                     f"{self.context:,} tokens ({part.tokens_cut:,} tokens lost)."
                 )
         for source in self.left_out:
-            lines.append(f"Left out of {source.where} are {reasons(source.skipped)}.")
+            lines.append(f"Left out of {source.where}: {reasons(source.skipped)}.")
             if source.first_bad is not None:
                 lines.append(f"The first bad record: {source.first_bad}.")
         if self.batches_per_epoch is not None:

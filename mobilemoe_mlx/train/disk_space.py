@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobilemoe_mlx import text_table
 from mobilemoe_mlx.accounting.cost import account
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
@@ -34,18 +35,19 @@ class DiskSpace:
     def text(self) -> str:
         """One sentence for the start of a run."""
         return (
-            f"checkpoints of {gigabytes(self.checkpoint)} and models take up to "
-            f"{gigabytes(self.checkpoints + self.models)}, {gigabytes(self.free)} are free"
+            f"checkpoints of {text_table.size(self.checkpoint)} and models take up to "
+            f"{text_table.size(self.checkpoints + self.models)}, "
+            f"{text_table.size(self.free)} are free"
         )
 
     def check(self, run: Path) -> None:
         """Raise UserError when the disk lacks the space."""
         if self.needed > self.free:
             raise UserError(
-                f"{run} needs up to {gigabytes(self.needed)} more (checkpoints of "
-                f"{gigabytes(self.checkpoint)} each, the finished models), and the disk has "
-                f"{gigabytes(self.free)} free: make room, choose a folder on another disk with "
-                "--run, or keep fewer checkpoints with `--set keep_checkpoints=1`."
+                f"{run} needs up to {text_table.size(self.needed)} more (checkpoints of "
+                f"{text_table.size(self.checkpoint)} each, the finished models), and the disk has "
+                f"{text_table.size(self.free)} free: make room, choose a folder on another disk "
+                "with --run, or keep fewer checkpoints with `--set keep_checkpoints=1`."
             )
 
 
@@ -68,11 +70,6 @@ def disk_space(run: RunFolder, stages: Mapping[str, StageConfig], args: ModelArg
 def bytes_in(folder: Path) -> int:
     """The size of all files in a folder; 0 where there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def gigabytes(count: int) -> str:
-    """Bytes in decimal units, as disks are sold."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def existing(path: Path) -> Path:

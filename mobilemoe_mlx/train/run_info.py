@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilemoe_mlx import files
+from mobilemoe_mlx import files, text_table
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.train import state
-from mobilemoe_mlx.train.disk_space import bytes_in, gigabytes
+from mobilemoe_mlx.train.disk_space import bytes_in
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import FINETUNE, STAGE_TITLES, STAGES
 from mobilemoe_mlx.train.run_folder import RunFolder, StageFolder
@@ -50,7 +50,9 @@ class RunInfo:
 
     def text(self) -> str:
         """For people."""
-        lines = [f"training run {self.path} of the recipe {self.name}, {gigabytes(self.bytes)}"]
+        lines = [
+            f"training run {self.path} of the recipe {self.name}, {text_table.size(self.bytes)}"
+        ]
         for stage in self.stages:
             lines += ["", *_lines(stage)]
         return "\n".join(lines)
@@ -128,5 +130,5 @@ def _lines(stage: StageInfo) -> list[str]:
         lines.append(f"  checkpoints        of step {steps}")
     if stage.model:
         lines.append(f"  {Path(stage.model).name:<19}{stage.model}")
-    lines.append(f"  on disk            {gigabytes(stage.bytes)}")
+    lines.append(f"  on disk            {text_table.size(stage.bytes)}")
     return lines

@@ -64,7 +64,7 @@ def test_a_source_without_a_usable_record_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", {"text": ""}, {"text": None})
     with pytest.raises(
         UserError,
-        match=r"source 'y' has no usable record in 'text': left out are 2 records \(empty\)",
+        match=r"source 'y' has no usable record in 'text'; left out: 2 records \(empty\)",
     ):
         check(tmp_path, {"x": {"files": ["a.jsonl"]}, "y": {"files": ["b.jsonl"]}})
 

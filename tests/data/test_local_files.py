@@ -161,7 +161,7 @@ def test_bad_records_stop_by_name_or_are_counted(tmp_path: Path) -> None:
     assert {next(endless) for _ in range(100)} == {"one", "two"}
     assert abs(endless.statistics.skipped[bad] - 150) <= 3
     with pytest.raises(
-        UserError, match=r"no usable record in 'text': left out are \d+ records? \(bad record\)"
+        UserError, match=r"no usable record in 'text'; left out: \d+ records? \(bad record\)"
     ):
         next(Source(config("b.txt"), tmp_path, 0, on_bad_record="skip"))
 

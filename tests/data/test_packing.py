@@ -312,7 +312,7 @@ def test_what_was_cut_away_is_no_token_of_the_source(tmp_path: Path) -> None:
 def test_no_conversation_with_a_target_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     packed = PackedBatches(chat_mixture(tmp_path, [LONG]), CONTEXT, BATCH, split_documents=False)
     wanted = (
-        r"source 'a' has no usable record .*: left out are \d+ records? "
+        r"source 'a' has no usable record .*; left out: \d+ records? "
         r"\(every answer lies beyond the context\)\..*data\.context="
     )
     with pytest.raises(UserError, match=wanted):

@@ -241,7 +241,7 @@ BAD_FILES = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
     "nothing to learn": (
         lines({"messages": [{"role": "user", "content": "?"}]}, {"messages": []}),
-        r"has no usable record: left out are 1 record \(no answer\), 1 record \(empty\)",
+        r"has no usable record; left out: 1 record \(no answer\), 1 record \(empty\)",
     ),
     "too long": (
         lines({"prompt": "long " * 300, "completion": "x"}),

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from training_fixtures import RECIPE, write_family
 
+from mobilemoe_mlx import text_table
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.config import read_config
 from mobilemoe_mlx.errors import UserError
@@ -165,7 +166,7 @@ def test_a_full_disk_is_foreseen(family: Path, tmp_path: Path, monkeypatch):
     last = state.latest(tmp_path / "there" / "pretrain" / "checkpoints")
     assert last is not None
     size = disk_space.bytes_in(last)
-    assert f"checkpoints of {disk_space.gigabytes(size)[:3]}" in said[0]
+    assert f"checkpoints of {text_table.size(size)[:3]}" in said[0]
     # Two are kept, and one is written before another goes.
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(2.9 * size)))

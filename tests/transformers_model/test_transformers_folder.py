@@ -43,11 +43,10 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from transformers import dynamic_module_utils
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules"))
-        )
-        patch.setattr(sys, "path", [*sys.path])
-        # What another test may have left there is of another folder.
+        cache = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", cache)
+        # What another test may have left in either is of another folder.
+        patch.setattr(sys, "path", [cache, *sys.path])
         for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
             patch.delitem(sys.modules, name)
         yield
