@@ -181,20 +181,20 @@ def _plain(metric: str) -> str:
 def _check_same_questions(
     base_name: str, base: Results, name: str, other: Results, tasks: Sequence[str]
 ) -> None:
+    if base.settings.chat != other.settings.chat:
+        chat, plain = (base_name, name) if base.settings.chat else (name, base_name)
+        raise UserError(
+            f"{chat} was asked through its chat template and {plain} was not: evaluate both alike."
+        )
     for task in tasks:
-        if base.documents[task].hashes != other.documents[task].hashes:
-            raise UserError(
-                f"{base_name} and {name} were not asked the same questions of {task}: evaluate "
-                "both with the same --limit on the same data."
-            )
         shots = [results.tasks[task].shots for results in (base, other)]
         if len({*shots}) > 1:
             raise UserError(
                 f"{task} was asked with {shots[0]} examples of {base_name} and with {shots[1]} of "
                 f"{name}: evaluate both with the same --shots."
             )
-    if base.settings.chat != other.settings.chat:
-        chat, plain = (base_name, name) if base.settings.chat else (name, base_name)
-        raise UserError(
-            f"{chat} was asked through its chat template and {plain} was not: evaluate both alike."
-        )
+        if base.documents[task].hashes != other.documents[task].hashes:
+            raise UserError(
+                f"{base_name} and {name} were not asked the same questions of {task} in the same "
+                "words: evaluate both with the same --limit, data, task files and chat template."
+            )

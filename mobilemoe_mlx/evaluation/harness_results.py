@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,11 @@ def _names(metrics: Mapping[str, Any]) -> dict[str, None]:
     return dict.fromkeys(key.partition(",")[0] for key in metrics)
 
 
+def _question_hash(sample: Mapping[str, Any]) -> str:
+    """Of the document and of how it was asked, examples before it included."""
+    return hashlib.sha256((sample["doc_hash"] + sample["prompt_hash"]).encode()).hexdigest()
+
+
 def documents_of(samples: Sequence[Mapping[str, Any]]) -> Documents:
     """Each metric's value for each document, from the harness's samples, one for each filter."""
     by_filter: dict[str, list[Mapping[str, Any]]] = {}
@@ -93,7 +99,7 @@ def documents_of(samples: Sequence[Mapping[str, Any]]) -> Documents:
     hashes: tuple[str, ...] = ()
     values: dict[str, tuple[Any, ...]] = {}
     for name, of_filter in by_filter.items():
-        hashes = tuple(str(sample["doc_hash"]) for sample in of_filter)
+        hashes = tuple(_question_hash(sample) for sample in of_filter)
         for metric in dict.fromkeys(m for sample in of_filter for m in sample["metrics"]):
             values[f"{metric},{name}"] = tuple(_plain(sample.get(metric)) for sample in of_filter)
     return Documents(hashes, values)

@@ -72,7 +72,7 @@ class TaskResult:
 class Documents:
     """One task's values, question by question: what paired statistics need."""
 
-    # SHA-256 of each question's document, in the order in which they were asked.
+    # SHA-256 of each question's document and prompt, in the order in which they were asked.
     hashes: tuple[str, ...]
     # Metric -> value for each document: a number; a list where the metric is no mean of numbers;
     # None where the document has no value.

@@ -220,8 +220,13 @@ def _failed(each: LoadedTask, what: str, out: EvaluationFolder) -> UserError:
 
 def _check_lengths(loaded: LoadedTasks, context: int) -> None:
     """Raise UserError where a task's answers do not fit into the model's context."""
+    from mobilemoe_mlx.evaluation.harness_model import MAX_GEN_TOKS
+
     for each in loaded.tasks:
-        length = (each.task.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
+        if each.task.OUTPUT_TYPE != "generate_until":
+            continue
+        given = each.task.get_config("generation_kwargs") or {}
+        length = given.get("max_gen_toks", MAX_GEN_TOKS)
         if isinstance(length, int) and length >= context:
             raise UserError(
                 f"The task {each.name} wants answers of {length} tokens, and this model takes "

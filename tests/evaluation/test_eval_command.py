@@ -503,3 +503,27 @@ def test_the_folder_has_a_name_where_none_is_given(
     assert main(words) == 0
     (found,) = (tmp_path / "runs" / "eval").iterdir()
     assert found.name.endswith(f"bf16-{CHOICES}") and read_results(found).finished
+
+
+def test_other_words_are_another_question(
+    evaluated: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = write_tasks(tmp_path / "tasks", QUESTIONS)
+    yaml = tasks / f"{CHOICES}.yaml"
+    yaml.write_text(yaml.read_text().replace("Question: ", "Riddle: "))
+    assert main(command(bf16_folder, tasks, tmp_path / "out")) == 0
+    assert main(["eval", "--compare", str(evaluated), str(tmp_path / "out")]) == 2
+    assert f"same questions of {CHOICES} in the same words" in capsys.readouterr().err
+
+
+def test_answers_as_long_as_the_context(
+    bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task that does not say how long its answers are wants 256 tokens."""
+    tasks = write_tasks(tmp_path / "tasks", QUESTIONS)
+    yaml = tasks / f"{ANSWERS}.yaml"
+    yaml.write_text(yaml.read_text().replace("  max_gen_toks: 8\n", ""))
+    assert main(command(bf16_folder, tasks, tmp_path / "out")) == 2
+    said = f"The task {ANSWERS} wants answers of 256 tokens, and this model takes "
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
