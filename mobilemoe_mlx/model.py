@@ -12,6 +12,7 @@ from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attenti
 from mlx_lm.models.cache import KVCache
 
 from mobilemoe_mlx import int4, linux_cpu
+from mobilemoe_mlx.capacity import within_capacity
 from mobilemoe_mlx.config import NORMALIZE_EPS, ModelArgs
 from mobilemoe_mlx.experts import Experts
 from mobilemoe_mlx.linux_cpu.attention import causal_attention
@@ -165,6 +166,8 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
+        # Set by training alone; None, as everywhere else: every token reaches its experts.
+        self.capacity_factor: float | None = None
         if args.num_local_experts:
             self.router = Router(args)
             self.expert_bias = mx.zeros((args.num_local_experts,))
@@ -175,14 +178,27 @@ class MixtureOfExperts(nn.Module):
             self.shared_expert = SharedExpert(args.hidden_size, args.intermediate_size_mlp)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Routing]:
-        """x [batch, tokens, hidden] -> (the same shape, the routing of the flattened tokens)."""
+        """x [batch, tokens, hidden] -> (the same shape, the routing of the flattened tokens).
+
+        The routing is what was chosen, whether there was room for it or not.
+        """
         flat = x.flatten(0, -2)
         if "router" not in self:
             nothing = mx.zeros((len(flat), 0))
             return self.shared_expert(x), Routing(nothing, nothing.astype(mx.uint32), nothing)
         routing = self.router(flat, self.expert_bias)
-        y = self.experts.weighted_sum(flat, routing.experts, routing.weights).reshape(x.shape)
+        weights = routing.weights
+        if self.capacity_factor is not None and self.training:
+            weights = mx.where(self.fits(routing.experts, len(x)), weights, 0.0)
+        y = self.experts.weighted_sum(flat, routing.experts, weights).reshape(x.shape)
         return (y + self.shared_expert(x) if "shared_expert" in self else y), routing
+
+    def fits(self, experts: mx.array, rows: int) -> mx.array:
+        """Which choices [tokens, slots] in a batch of `rows` have room: bool, the same shape."""
+        assert self.capacity_factor is not None
+        by_row = experts.reshape(rows, -1, experts.shape[-1])
+        fits = within_capacity(by_row, len(self.expert_bias), self.capacity_factor)
+        return fits.reshape(experts.shape)
 
 
 class DecoderLayer(nn.Module):

@@ -50,6 +50,7 @@ ROWS = (
         "lora",
         "gather_mm",
         "experts",
+        "capacity",
         "tensor_names",
         "int4_rounding",
         "model",

@@ -24,6 +24,7 @@ _READ_BY = {
     "--context": (_TRAINING,),
     "--data": (_TRAINING,),
     "--qat": (_BACKWARD, _TRAINING),
+    "--capacity-factor": (_BACKWARD, _TRAINING),
     "--greedy-tokens": (_FORWARD,),
     "--prompt": (_FORWARD, _BACKWARD),
     "--prompt-file": (_FORWARD, _BACKWARD),
@@ -110,6 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--qat", action="store_true", help="compute with the INT4 form of the weights"
     )
+    training.add_argument(
+        "--capacity-factor",
+        type=float,
+        metavar="X",
+        help="an expert takes X times its share of a row's tokens and drops the others, as the "
+        "paper's pre-training does at 1.5 (default: none is dropped)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -182,6 +190,10 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
     types = {args.dtype, args.torch_dtype or args.dtype}
     if "float16" in types:
         raise UserError("Training computes in float32 or bfloat16: choose --dtype from them.")
+    if args.capacity_factor is not None and args.capacity_factor <= 0:
+        raise UserError(
+            f"--capacity-factor {args.capacity_factor:g}: give a number above 0, like 1.5."
+        )
     if args.backward:
         from mobilemoe_mlx.compare.backward import compare_gradients
         from mobilemoe_mlx.compare.sequence import sequence
@@ -197,6 +209,7 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
             dtype=args.dtype,
             torch_dtype=args.torch_dtype,
             quantize=args.qat,
+            capacity_factor=args.capacity_factor,
             tolerance=args.tolerance,
         )
         return _tell(args, output, gradients, gradients_as_text(gradients), "gradients")
@@ -216,7 +229,9 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
 
     batches = read_batches(args.data, load_tokenizer(folder), args.train_steps, ROWS, context)
     limit = {} if args.tolerance is None else {"tolerance": args.tolerance}
-    steps = compare_steps(folder, batches, quantize=args.qat, **limit)
+    steps = compare_steps(
+        folder, batches, quantize=args.qat, capacity_factor=args.capacity_factor, **limit
+    )
     return _tell(args, output, steps, steps_as_text(steps), "steps")
 
 

@@ -57,6 +57,8 @@ class GradientComparison:
     mlx_dtype: str
     torch_dtype: str
     quantize: bool
+    capacity_factor: float | None  # None: dropless
+    dropped: float  # share of the chosen experts that had no room, in PyTorch
     tokens: int
     mlx_loss: float  # mean cross-entropy, nats
     torch_loss: float
@@ -112,6 +114,7 @@ def compare_gradients(
     dtype: TrainingType = "float32",
     torch_dtype: TrainingType | None = None,
     quantize: bool = False,
+    capacity_factor: float | None = None,
     tolerance: float | None = None,
 ) -> GradientComparison:
     """The gradients of next-token prediction on one sequence of two or more tokens.
@@ -119,12 +122,15 @@ def compare_gradients(
     The loss is training's: mean cross-entropy plus the router's z-loss. Master weights are float32,
     used in `dtype` (PyTorch: `torch_dtype`, by default the same); INT4 checkpoints are expanded.
     `quantize`: the forward pass rounds them to INT4, and gradients pass straight (QAT).
+    `capacity_factor`: see RoutingConfig.
     """
     torch_dtype = torch_dtype or dtype
     sequence = np.array([tokens])
     # One after the other: only one copy of the weights is in memory.
-    mlx_loss, measured = gradients(folder, sequence, dtype, quantize)
-    torch_loss, reference = _torch_gradients(folder, sequence, torch_dtype, quantize)
+    mlx_loss, measured = gradients(folder, sequence, dtype, quantize, capacity_factor)
+    torch_loss, dropped, reference = _torch_gradients(
+        folder, sequence, torch_dtype, quantize, capacity_factor
+    )
     coarser = "bfloat16" if "bfloat16" in (dtype, torch_dtype) else "float32"
     limit = GRADIENT_LIMITS[coarser]
     rows = [
@@ -137,6 +143,8 @@ def compare_gradients(
         mlx_dtype=dtype,
         torch_dtype=torch_dtype,
         quantize=quantize,
+        capacity_factor=capacity_factor,
+        dropped=dropped,
         tokens=len(tokens) - 1,
         mlx_loss=mlx_loss,
         torch_loss=torch_loss,
@@ -148,9 +156,15 @@ def compare_gradients(
 
 
 def _torch_gradients(
-    folder: Path, tokens: np.ndarray, dtype: TrainingType, quantize: bool
-) -> tuple[float, dict[str, np.ndarray]]:
+    folder: Path,
+    tokens: np.ndarray,
+    dtype: TrainingType,
+    quantize: bool,
+    capacity_factor: float | None,
+) -> tuple[float, float, dict[str, np.ndarray]]:
+    """The cross-entropy, the share of choices without room, and the gradients."""
     model = load_torch_model(folder).train()
+    model.limit_capacity(capacity_factor)
     for _, parameter in trained(model):
         parameter.requires_grad_(True)
     loss = training_loss(
@@ -166,7 +180,9 @@ def _torch_gradients(
         name: (torch.zeros_like(p) if p.grad is None else p.grad).numpy()
         for name, p in trained(model)
     }
-    return loss.cross_entropy, found
+    choices = torch.cat([decision.fits.flatten() for decision in loss.output.routing])
+    dropped = 1 - choices.double().mean().item() if len(choices) else 0.0  # dense: no choice
+    return loss.cross_entropy, dropped, found
 
 
 def _error(measured: np.ndarray, reference: np.ndarray) -> TensorError:

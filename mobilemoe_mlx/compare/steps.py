@@ -66,6 +66,7 @@ class StepsComparison:
 
     checkpoint: str
     quantize: bool
+    capacity_factor: float | None  # None: dropless
     rows: int
     context: int
     peak_lr: float
@@ -111,6 +112,7 @@ def compare_steps(
     batches: list[np.ndarray],
     *,
     quantize: bool = False,
+    capacity_factor: float | None = None,
     peak_lr: float = PEAK_LR,
     tolerance: float = 1e-4,
 ) -> StepsComparison:
@@ -118,12 +120,14 @@ def compare_steps(
 
     Both start from its float32 weights (INT4 ones expanded) and take a step on each batch: AdamW,
     clipping, a cosine of the learning rate, balancing of the experts by selection biases.
-    `quantize`: QAT. MLX's side is the project's trainer, PyTorch's a loop of its own.
+    `quantize`: QAT. `capacity_factor`: see RoutingConfig. MLX's side is the project's trainer,
+    PyTorch's a loop of its own.
     """
     rows, length = batches[0].shape
     stage = settings(
         "float32",
         quantize=quantize,
+        capacity_factor=capacity_factor,
         rows=rows,
         context=length - 1,
         steps=len(batches),
@@ -141,6 +145,7 @@ def compare_steps(
         bias_update_rate=routing.bias_update_rate,
         quantize=quantize,
     )
+    reference.model.limit_capacity(capacity_factor)
     start = {name: p.detach().numpy().copy() for name, p in trained(reference.model)}
     out = []
     for number, tokens in enumerate(batches, 1):
@@ -163,6 +168,7 @@ def compare_steps(
     return StepsComparison(
         str(folder),
         quantize,
+        capacity_factor,
         rows,
         length - 1,
         peak_lr,

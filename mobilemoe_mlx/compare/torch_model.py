@@ -32,6 +32,7 @@ class Routing(NamedTuple):
     biased: Tensor  # float32 [tokens, experts], what the selection sorts by
     experts: Tensor  # int64 [tokens, slots]
     weights: Tensor  # float32 [tokens, slots]
+    fits: Tensor  # bool [tokens, slots]: the expert has room; else it adds nothing
 
 
 class Output(NamedTuple):
@@ -146,7 +147,8 @@ class Router(nn.Module):
         weights = scores.gather(-1, experts)
         if self.args.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return Routing(logits, biased, experts, weights * self.args.routed_scaling_factor)
+        weights = weights * self.args.routed_scaling_factor
+        return Routing(logits, biased, experts, weights, torch.ones_like(experts, dtype=torch.bool))
 
 
 class Experts(nn.Module):
@@ -162,7 +164,7 @@ class Experts(nn.Module):
         """x [tokens, hidden] -> the weighted sum over each token's experts, same shape."""
         total = torch.zeros_like(x)
         for expert in routing.experts.unique().tolist():
-            token, slot = torch.where(routing.experts == expert)
+            token, slot = torch.where((routing.experts == expert) & routing.fits)
             gate, up = (x[token] @ self.gate_up_proj[expert]).chunk(2, dim=-1)
             y = (F.silu(gate) * up) @ self.down_proj[expert]
             weight = routing.weights[token, slot, None].to(x.dtype)
@@ -189,6 +191,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, args: Config) -> None:
         super().__init__()
+        self.capacity_factor: float | None = None
         self.is_dense = args.num_local_experts == 0
         self.is_shared = args.intermediate_size_mlp > 0
         if not self.is_dense:
@@ -205,10 +208,25 @@ class MixtureOfExperts(nn.Module):
         tokens = x.flatten(0, 1)
         if self.is_dense:
             none = torch.zeros(len(tokens), 0)
-            return self.shared_expert(x), Routing(none, none, none.long(), none)
+            return self.shared_expert(x), Routing(none, none, none.long(), none, none.bool())
         routing = self.router(tokens, self.expert_bias)
+        if self.capacity_factor is not None and self.training:
+            routing = routing._replace(fits=self._room(routing.experts, len(x)))
         total = self.experts(tokens, routing).view_as(x)
         return (total + self.shared_expert(x) if self.is_shared else total), routing
+
+    def _room(self, experts: Tensor, rows: int) -> Tensor:
+        """Which choices [tokens, slots] are among the first that their row sends to an expert."""
+        assert self.capacity_factor is not None
+        experts = experts.unflatten(0, (rows, -1))
+        count = len(self.expert_bias)
+        capacity = math.ceil(self.capacity_factor * experts[0].numel() / count)
+        fits = torch.zeros_like(experts, dtype=torch.bool)
+        for row in range(rows):
+            for expert in range(count):
+                token, slot = torch.where(experts[row] == expert)
+                fits[row, token[:capacity], slot[:capacity]] = True
+        return fits.flatten(0, 1)
 
 
 class DecoderLayer(nn.Module):
@@ -245,6 +263,11 @@ class TorchMobileMoE(nn.Module):
         super().__init__()
         self.args = args
         self.model = Decoder(args)
+
+    def limit_capacity(self, factor: float | None) -> None:
+        """In training, an expert takes `factor` times its share of a row's tokens, the first."""
+        for layer in self.model.layers:
+            layer.feed_forward.capacity_factor = factor
 
     def forward(self, tokens: Tensor) -> Output:
         """tokens int64 [batch, tokens] -> Output."""

@@ -26,13 +26,20 @@ TrainingType = Literal["float32", "bfloat16"]
 
 
 def settings(
-    dtype: TrainingType, *, quantize: bool, rows: int, context: int, steps: int, peak_lr: float
+    dtype: TrainingType,
+    *,
+    quantize: bool,
+    capacity_factor: float | None,
+    rows: int,
+    context: int,
+    steps: int,
+    peak_lr: float,
 ) -> StageConfig:
     """A stage of training with everything else as a recipe has it by default."""
     return StageConfig(
         data=DataConfig(mixture="", context=context),
         optimizer=OptimizerConfig(peak_lr=peak_lr),
-        routing=RoutingConfig(),
+        routing=RoutingConfig(capacity_factor=capacity_factor),
         compute=ComputeConfig(dtype=dtype),
         batch_size=rows,
         tokens=steps * rows * context,
@@ -48,12 +55,24 @@ def batch_of(tokens: np.ndarray) -> Batch:
 
 
 def gradients(
-    folder: Path, tokens: np.ndarray, dtype: TrainingType, quantize: bool
+    folder: Path,
+    tokens: np.ndarray,
+    dtype: TrainingType,
+    quantize: bool,
+    capacity_factor: float | None,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean cross-entropy, and the gradient of every trained parameter by its published name."""
     rows, length = tokens.shape
     targets = rows * (length - 1)
-    stage = settings(dtype, quantize=quantize, rows=rows, context=length - 1, steps=1, peak_lr=1.0)
+    stage = settings(
+        dtype,
+        quantize=quantize,
+        capacity_factor=capacity_factor,
+        rows=rows,
+        context=length - 1,
+        steps=1,
+        peak_lr=1.0,
+    )
     trainer = Trainer(float_model(load_model(folder, mx.float32)), stage)
     sums, tree = trainer.gradients(batch_of(tokens), targets=targets, real=targets)
     return sums.cross_entropy.item() / targets, by_published_name(tree)

@@ -28,6 +28,8 @@ def gradients_as_text(comparison: GradientComparison) -> str:
     """Layer by layer, then the worst parameters."""
     c = comparison
     how = " through INT4" if c.quantize else ""
+    if c.capacity_factor is not None:
+        how += f", capacity factor {c.capacity_factor:g} ({c.dropped:.1%} dropped)"
     rows = [["layer", "gradients", "max error", "mean error", "worst"]]
     for row in c.layers():
         layer = "other" if row.layer is None else str(row.layer)
@@ -94,6 +96,8 @@ def steps_as_text(comparison: StepsComparison) -> str:
             ]
         )
     how = "QAT" if c.quantize else "training"
+    if c.capacity_factor is not None:
+        how += f", capacity factor {c.capacity_factor:g},"
     parting = c.parting
     if parting is None or parting.first_flip is None:
         where = "Both chose the same experts throughout."

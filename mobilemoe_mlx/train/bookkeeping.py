@@ -140,6 +140,8 @@ class Bookkeeping:
             "learning_rate": result.learning_rate,
             **load_statistics(result.counts),
         }
+        if self.config.routing.capacity_factor is not None:
+            record["dropped"] = result.dropped
         if step % _LOAD_EVERY == 0 or step == self.config.steps:
             if result.counts.size:
                 load = result.counts / mx.maximum(result.counts.sum(axis=-1, keepdims=True), 1)

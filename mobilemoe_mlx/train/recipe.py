@@ -71,6 +71,8 @@ class RoutingConfig:
 
     bias_update_rate: NotNegative = 1e-3  # each selection bias moves by this a step; 0 holds it
     z_loss: NotNegative = 1e-4  # times the squared log-sum-exp of the router logits
+    # Tokens of a sequence that an expert takes, over its share of them; None: all that chose it.
+    capacity_factor: Positive | None = None  # the paper's pre- and mid-training: 1.5
 
 
 @dataclass(frozen=True)

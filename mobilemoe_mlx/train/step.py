@@ -37,6 +37,7 @@ class StepResult(NamedTuple):
     grad_norm: float  # before clipping
     learning_rate: float
     counts: mx.array  # float32 [layers, experts]; [0, 0] of a dense model
+    dropped: float  # share of those choices that had no room; 0 where training is dropless
 
 
 class Trainer:
@@ -59,6 +60,8 @@ class Trainer:
             for number, layer in enumerate(model.layers)
             if "expert_bias" in layer.feed_forward
         }
+        for layer in self._routed.values():
+            layer.capacity_factor = config.routing.capacity_factor
         self._has_dropout = any(a.dropout_rate > 0 for a in adapter_layers(model).values())
         self.micro_rows = micro_rows(config, self.group.size())
         self._objective_and_gradients = mx.value_and_grad(self._objective)
@@ -150,7 +153,7 @@ class Trainer:
             average = nn.average_gradients(gradients, self.group)
             gradients = tree_map(lambda g: g * self.group.size(), average)
         counts = self._sum(sums.counts)
-        scalars = self._sum([sums.cross_entropy, sums.z])
+        scalars = self._sum([sums.cross_entropy, sums.z, sums.dropped])
         gradients, norm = clip_grad_norm(_in_float32(gradients), config.optimizer.clip_norm)
         loss, z, grad_norm = scalars[0].item() / targets, scalars[1].item() / real, norm.item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -176,7 +179,8 @@ class Trainer:
         mx.eval(self.parameters, self.optimizer.state, self.biases)
         self._install(self.parameters, self.biases)  # lets go of the last step's weights
         self.step += 1
-        return StepResult(loss, z, grad_norm, rate, counts)
+        dropped = scalars[2].item() / max(counts.sum().item(), 1.0)
+        return StepResult(loss, z, grad_norm, rate, counts, dropped)
 
     def gradients(self, batch: Batch, targets: float, real: float) -> tuple[LossSums, Any]:
         """A micro-batch's sums, and the gradients of its share of the objective as a tree.

@@ -185,7 +185,7 @@ def test_experts_match_llama4():
     chosen = torch.tensor([[0, 11, 5, 3], [7, 1, 2, 9], [11, 10, 9, 8]])
     weights = torch.rand(3, 4)
     expected = (every[chosen, torch.arange(3)[:, None]] * weights[..., None]).sum(1)
-    routing = torch_model.Routing(weights, weights, chosen, weights)
+    routing = torch_model.Routing(weights, weights, chosen, weights, chosen >= 0)
     torch.testing.assert_close(ours(x, routing), expected, **SAME)
 
 

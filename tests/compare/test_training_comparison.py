@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from mobilemoe_mlx.capacity import within_capacity  # noqa: E402
 from mobilemoe_mlx.cli.main import main  # noqa: E402
 from mobilemoe_mlx.compare import backward, steps, torch_training  # noqa: E402
 from mobilemoe_mlx.compare.backward import compare_gradients  # noqa: E402
@@ -44,6 +45,22 @@ def test_every_gradient_is_pytorchs(request, tokens, layout, quantize):
     assert [row.layer for row in report.layers()] == [0, 1, None]
 
 
+@pytest.mark.parametrize("quantize", [False, True])
+def test_gradients_where_experts_are_full(bf16_folder, tokens, quantize, monkeypatch):
+    report = compare_gradients(bf16_folder, tokens, quantize=quantize, capacity_factor=1.0)
+    assert report.passed and 0 < report.dropped < 1
+    assert f"capacity factor 1 ({report.dropped:.1%} dropped)" in gradients_as_text(report)
+    roomy = compare_gradients(bf16_folder, tokens, quantize=quantize, capacity_factor=100.0)
+    dropless = compare_gradients(bf16_folder, tokens, quantize=quantize)
+    assert roomy.dropped == 0 and roomy.mlx_loss == dropless.mlx_loss != report.mlx_loss
+    # The last tokens in place of the first.
+    monkeypatch.setattr(
+        "mobilemoe_mlx.model.within_capacity",
+        lambda experts, *rest: within_capacity(experts[:, ::-1], *rest)[:, ::-1],
+    )
+    assert not compare_gradients(bf16_folder, tokens, capacity_factor=1.0).passed
+
+
 def test_half_precision_is_judged_by_the_whole_gradient(bf16_folder, tokens):
     report = compare_gradients(bf16_folder, tokens, dtype="bfloat16", torch_dtype="float32")
     assert report.tolerance.measure == "whole"
@@ -73,9 +90,9 @@ def test_another_rounding_is_seen(bf16_folder, tokens, monkeypatch):
     assert not compare_gradients(bf16_folder, tokens, quantize=True).passed
 
 
-@pytest.mark.parametrize("quantize", [False, True])
-def test_both_train_alike(bf16_folder, batches, quantize):
-    report = compare_steps(bf16_folder, batches, quantize=quantize)
+@pytest.mark.parametrize(("quantize", "capacity"), [(False, None), (True, None), (False, 1.0)])
+def test_both_train_alike(bf16_folder, batches, quantize, capacity):
+    report = compare_steps(bf16_folder, batches, quantize=quantize, capacity_factor=capacity)
     assert report.passed and report.parting is None
     assert len(report.steps) == len(batches)
     assert all(s.weight_distance < 1e-3 and s.same_experts == 1 for s in report.steps)
@@ -124,6 +141,8 @@ def test_the_command_writes_both_reports(bf16_folder, tmp_path, capsys):
     ("options", "sentence"),
     [
         (["--qat"], "--qat belongs to --backward"),
+        (["--capacity-factor", "1.5"], "--capacity-factor belongs to --backward"),
+        (["--backward", "--capacity-factor", "0"], "give a number above 0"),
         (["--data", "x.txt"], "--data belongs to"),
         (["--train-steps", "2"], "needs texts to train on"),
         (["--train-steps", "0", "--data", __file__], "at least 1 step"),

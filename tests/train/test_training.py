@@ -64,12 +64,16 @@ def flat(trainer: Trainer) -> dict[str, np.ndarray]:
     ],
     ids=["rows", "all"],
 )
-def test_computing_in_parts_is_the_full_batch(tmp_path, stage: str, overrides: list[str]):
-    whole = new_trainer(bare_recipe(tmp_path), stage)
-    parts = new_trainer(bare_recipe(tmp_path, overrides), stage)
+@pytest.mark.parametrize("limit", [[], ["routing.capacity_factor=1.0"]], ids=["dropless", "full"])
+def test_computing_in_parts_is_the_full_batch(
+    tmp_path, stage: str, overrides: list[str], limit: list[str]
+):
+    whole = new_trainer(bare_recipe(tmp_path, limit), stage)
+    parts = new_trainer(bare_recipe(tmp_path, overrides + limit), stage)
     for seed in range(3):
         ours, theirs = parts.run(some_batch(seed)), whole.run(some_batch(seed))
         assert ours.counts.tolist() == theirs.counts.tolist()
+        assert ours.dropped == theirs.dropped and (0 < ours.dropped < 1) == bool(limit)
         # After the first step rounding has moved weights across the edges of INT4 codes.
         tolerance = 1e-5 if seed == 0 else 2e-3
         for a, b in zip(ours[:4], theirs[:4], strict=True):
