@@ -128,7 +128,8 @@ def test_300_steps_of_varying_lengths_hold_the_peak() -> None:
         for length in rng.choice(lengths, 300 - len(lengths)):
             step(int(length))
         assert mx.get_peak_memory() <= 1.1 * peak
-        assert mx.get_active_memory() <= active + 2000
+        # A row of activations kept of each step would be ten times as much.
+        assert mx.get_active_memory() <= active + 50_000
         assert mx.get_cache_memory() <= 10**7
     finally:
         mx.set_memory_limit(limits[0])
