@@ -21,6 +21,11 @@ import transformers  # noqa: E402
 from checkpoint_files import assert_same_bits, read, write  # noqa: E402
 from mlx_lm.generate import generate_step  # noqa: E402
 from small_model import small_args  # noqa: E402
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
+from transformers.models.auto.modeling_auto import (  # noqa: E402
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+)
 from varied_model import write_varied  # noqa: E402
 
 from mobilemoe_mlx import load  # noqa: E402
@@ -32,6 +37,7 @@ from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model  # noqa: E40
 from mobilemoe_mlx.config import ModelArgs, RopeScaling  # noqa: E402
 
 KINDS = ["bf16", "int4"]
+_MODULES = "transformers_modules"  # the package of all folders' code
 # float32 on both sides; logits relative to the largest.
 TOLERANCE = 1e-4
 TOKENS = [[5, 6, 7, 300, 41, 8, 9, 77, 5, 6, 123, 200, 13, 14, 15, 16, 17, 400]]
@@ -45,10 +51,17 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         cache = str(tmp_path_factory.mktemp("modules"))
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", cache)
-        # What another test may have left in either is of another folder.
+        # What another test has loaded is of another folder, and would be taken in its place.
         patch.setattr(sys, "path", [cache, *sys.path])
-        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        for name in [name for name in sys.modules if name.split(".")[0] == _MODULES]:
             patch.delitem(sys.modules, name)
+        for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+            others = {
+                key: value
+                for key, value in mapping._extra_content.items()
+                if value.__module__.split(".")[0] != _MODULES
+            }
+            patch.setattr(mapping, "_extra_content", others)
         yield
 
 
