@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_model import small_args
 
-from mobilemoe_mlx.capacity import within_capacity
+from mobilemoe_mlx.capacity import places, within_capacity
 from mobilemoe_mlx.model import MixtureOfExperts
 
 
@@ -31,6 +31,18 @@ def test_the_first_of_each_row_have_room(factor: float):
                 expert = chosen[row, token, slot]
                 assert fits[row, token, slot] == (taken[expert] < room)
                 taken[expert] += 1
+
+
+def test_places_are_of_the_factor_as_it_is_written():
+    # In float64 1.1 x 1,500 x 4 / 60 is above 110, and 5e-324 x 4 / 60 is 0.
+    cases = {1.5: 150, 1.1: 110, 2.2: 220, 1e-9: 1, 5e-324: 1, 1e18: 6000, 1e308: 6000}
+    for factor, wanted in cases.items():
+        assert places(1500, 4, 60, factor) == wanted
+    assert places(1, 1, 1, 0.5) == 1
+    # More places than int32 counts, and than float64.
+    chosen = mx.zeros((1, 3, 1), mx.uint32)
+    for factor in (9e9, 1e308):
+        assert within_capacity(chosen, 2, factor).all()
 
 
 def test_a_choice_without_room_adds_nothing():

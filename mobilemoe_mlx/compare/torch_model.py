@@ -7,6 +7,7 @@ rotations, an explicit softmax, a loop over experts. Parameters carry their publ
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
 from mobilemoe_mlx.config import RopeScaling
@@ -220,7 +221,9 @@ class MixtureOfExperts(nn.Module):
         assert self.capacity_factor is not None
         experts = experts.unflatten(0, (rows, -1))
         count = len(self.expert_bias)
-        capacity = math.ceil(self.capacity_factor * experts[0].numel() / count)
+        # Of the factor as it was written, and so in whole numbers.
+        choices = experts[0].numel()
+        capacity = min(math.ceil(Fraction(str(self.capacity_factor)) * choices / count), choices)
         fits = torch.zeros_like(experts, dtype=torch.bool)
         for row in range(rows):
             for expert in range(count):

@@ -34,9 +34,11 @@ def load_statistics(counts: mx.array) -> dict[str, list[float]]:
         return {}
     load = counts / mx.maximum(counts.sum(axis=-1, keepdims=True), 1)
     experts = counts.shape[-1]
-    entropy = -(load * mx.log(mx.maximum(load, 1e-30))).sum(axis=-1) / mx.log(experts)
+    entropy = -(load * mx.log(mx.maximum(load, 1e-30))).sum(axis=-1)
+    # One expert alone is used evenly; log(1) would divide by zero.
+    evenness = entropy / mx.log(experts) if experts > 1 else mx.ones_like(entropy)
     return {
-        "load_entropy": entropy.tolist(),
+        "load_entropy": evenness.tolist(),
         "max_load": (load.max(axis=-1) * experts).tolist(),
         "dead_experts": (counts == 0).sum(axis=-1).tolist(),
     }

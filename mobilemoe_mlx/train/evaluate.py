@@ -28,7 +28,7 @@ def heldout_loss(
         rows = hidden.flatten(0, 1)
         wanted, counts = (mx.array(a).flatten() for a in (batch.targets, batch.loss_mask))
         for start in range(0, len(rows), chunk):
-            part = slice(start, start + chunk)
+            part = slice(start, min(start + chunk, len(rows)))
             total += summed_loss(model.logits(rows[part]), wanted[part], counts[part]).item()
         targets += float(batch.loss_mask.sum())
     if not math.isfinite(total):

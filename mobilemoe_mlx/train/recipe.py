@@ -31,6 +31,7 @@ STAGE_TITLES = {
     FINETUNE: "fine-tuning",
 }
 _LENGTHS = ("tokens", "epochs")  # of a stage: exactly one is given
+_MOST_POSITIONS = 2**31 - 1  # of a step: what an array of MLX has along one axis
 
 Decay = Annotated[float, Bounds(least=0, below=1)]  # how much of a running average is kept
 
@@ -180,6 +181,12 @@ class StageConfig(LoopTable):
             raise UserError(
                 f"{where} has {'both tokens and' if self.tokens else 'neither tokens nor'} epochs: "
                 "give exactly one, above 0."
+            )
+        if self.batch_size * self.data.context > _MOST_POSITIONS:
+            raise UserError(
+                f"{where}.batch_size is {self.batch_size:,}, so a step would have "
+                f"{self.batch_size:,} x {self.data.context:,} positions: at most "
+                f"{_MOST_POSITIONS:,} are read at a time."
             )
         if self.tokens:
             self.check_warmup(where)

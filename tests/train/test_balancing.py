@@ -38,6 +38,7 @@ def test_statistics_of_a_load():
     assert statistics["max_load"] == pytest.approx([1, 4, 2])
     assert statistics["dead_experts"] == [0, 3, 2]
     assert all(math.isfinite(x) for x in load_statistics(mx.zeros((1, 4)))["load_entropy"])
+    assert load_statistics(mx.array([[5.0]]))["load_entropy"] == [1]  # one expert, always even
 
 
 def test_a_skewed_router_is_evened_out(tmp_path):

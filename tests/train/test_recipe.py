@@ -163,6 +163,7 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, line, misspelt, neares
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("batch_size=9e18", "pretrain.batch_size is 9,000,000,000,000,000,000, so a step would"),
         # Misspelt, at every level.
         ("modle.hidden_size=2", "did you mean 'model'"),
         ("midtrian.tokens=5", "did you mean 'midtrain'"),

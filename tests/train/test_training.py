@@ -224,6 +224,18 @@ def test_the_metrics_hold_what_people_watch(finished: Path):
         assert heldout == ([] if stage == "midtrain" else [0, 8])
 
 
+def test_limits_beyond_all_there_is_change_nothing(recipe_path, finished: Path, tmp_path: Path):
+    # Beyond what int32, an array and, of the last, float64 times a number of tokens hold.
+    overrides = ["compute.loss_chunk=9e18", "micro_batch_size=9e18", "evaluate_every=9e18"]
+    overrides += ["data.heldout_stride=9e18", "routing.capacity_factor=1e308"]
+    train(load_recipe(recipe_path, overrides, ["pretrain"]), tmp_path / "run")
+    ours, theirs = (
+        [row.get("loss", row.get("heldout_loss")) for row in read_metrics(metrics)]
+        for metrics in (run / "pretrain" / "metrics.jsonl" for run in (tmp_path / "run", finished))
+    )
+    assert ours == theirs and len(ours) == 8 + 2 + 1  # steps, evaluations, and the summary
+
+
 def test_evaluations_between_the_ends_may_use_a_part_of_the_heldout_batches(
     recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
