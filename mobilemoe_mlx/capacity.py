@@ -1,4 +1,4 @@
-"""A limit on how many tokens of a sequence an expert takes, as in training that drops and pads."""
+"""A limit on how many tokens of a row an expert takes, as in training that drops and pads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def within_capacity(experts: mx.array, num_experts: int, factor: float) -> mx.ar
     """Which of the chosen experts have room: bool, shaped as `experts` [rows, tokens, slots].
 
     Of each row an expert takes the first `places` tokens that chose it: `factor` times its share,
-    were all used alike. Rows do not touch each other, so how a batch is divided changes nothing,
-    and padding, which ends a row, takes no token's place.
+    were all used alike. So no token's place depends on a later one, nor on how a batch is divided,
+    and padding, which ends a row, takes none.
     """
     rows, tokens, slots = experts.shape
     room = places(tokens, slots, num_experts, factor)

@@ -112,6 +112,7 @@ class Routing(NamedTuple):
     logits: mx.array  # float32 [tokens, experts]; a dense layer has none
     experts: mx.array  # uint32 [tokens, slots], by falling biased score
     weights: mx.array  # float32 [tokens, slots]
+    fits: mx.array  # bool [tokens, slots]: the expert has room; else it adds nothing
 
 
 class Router(nn.Module):
@@ -142,7 +143,7 @@ class Router(nn.Module):
         weights = mx.take_along_axis(scores, experts, axis=-1)
         if self.normalise:
             weights = weights / (weights.sum(axis=-1, keepdims=True) + NORMALIZE_EPS)
-        return Routing(logits, experts, weights * self.scaling)
+        return Routing(logits, experts, weights * self.scaling, mx.ones(experts.shape, mx.bool_))
 
 
 class SharedExpert(nn.Module):
@@ -178,27 +179,21 @@ class MixtureOfExperts(nn.Module):
             self.shared_expert = SharedExpert(args.hidden_size, args.intermediate_size_mlp)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Routing]:
-        """x [batch, tokens, hidden] -> (the same shape, the routing of the flattened tokens).
-
-        The routing is what was chosen, whether there was room for it or not.
-        """
+        """x [batch, tokens, hidden] -> (the same shape, the routing of the flattened tokens)."""
         flat = x.flatten(0, -2)
         if "router" not in self:
-            nothing = mx.zeros((len(flat), 0))
-            return self.shared_expert(x), Routing(nothing, nothing.astype(mx.uint32), nothing)
+            none = mx.zeros((len(flat), 0))
+            nothing = Routing(none, none.astype(mx.uint32), none, none.astype(mx.bool_))
+            return self.shared_expert(x), nothing
         routing = self.router(flat, self.expert_bias)
-        weights = routing.weights
+        experts, weights = routing.experts, routing.weights
         if self.capacity_factor is not None and self.training:
-            weights = mx.where(self.fits(routing.experts, len(x)), weights, 0.0)
-        y = self.experts.weighted_sum(flat, routing.experts, weights).reshape(x.shape)
+            by_row = experts.reshape(*x.shape[:-1], -1)
+            fits = within_capacity(by_row, len(self.expert_bias), self.capacity_factor)
+            routing = routing._replace(fits=fits.reshape(experts.shape))
+            weights = mx.where(routing.fits, weights, 0.0)
+        y = self.experts.weighted_sum(flat, experts, weights).reshape(x.shape)
         return (y + self.shared_expert(x) if "shared_expert" in self else y), routing
-
-    def fits(self, experts: mx.array, rows: int) -> mx.array:
-        """Which choices [tokens, slots] in a batch of `rows` have room: bool, the same shape."""
-        assert self.capacity_factor is not None
-        by_row = experts.reshape(rows, -1, experts.shape[-1])
-        fits = within_capacity(by_row, len(self.expert_bias), self.capacity_factor)
-        return fits.reshape(experts.shape)
 
 
 class DecoderLayer(nn.Module):

@@ -115,8 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capacity-factor",
         type=float,
         metavar="X",
-        help="an expert takes X times its share of a row's tokens and drops the others, as the "
-        "paper's pre-training does at 1.5 (default: none is dropped)",
+        help="an expert takes the first tokens of a row, X times its share, and drops the others, "
+        "as training with routing.capacity_factor does (default: none is dropped)",
     )
 
 

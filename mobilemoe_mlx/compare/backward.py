@@ -180,9 +180,7 @@ def _torch_gradients(
         name: (torch.zeros_like(p) if p.grad is None else p.grad).numpy()
         for name, p in trained(model)
     }
-    choices = torch.cat([decision.fits.flatten() for decision in loss.output.routing])
-    dropped = 1 - choices.double().mean().item() if len(choices) else 0.0  # dense: no choice
-    return loss.cross_entropy, dropped, found
+    return loss.cross_entropy, loss.output.dropped, found
 
 
 def _error(measured: np.ndarray, reference: np.ndarray) -> TensorError:

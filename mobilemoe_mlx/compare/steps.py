@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class Step:
     weight_distance: float
     same_experts: float  # share of the experts chosen in the step's forward pass
     first_flip: Flip | None
+    dropped: float  # share of the chosen experts that had no room, in PyTorch
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class StepsComparison:
     def parting(self) -> Step | None:
         """The first step in which an expert is chosen differently."""
         return next((step for step in self.steps if step.first_flip is not None), None)
+
+    @property
+    def dropped(self) -> float:
+        """The share over all steps, each of which has as many choices."""
+        return statistics.fmean(step.dropped for step in self.steps)
 
     @property
     def passed(self) -> bool:
@@ -163,6 +170,7 @@ def compare_steps(
                 _distance(by_published_name(trainer.trained_parameters()), reference, start),
                 same,
                 flip,
+                theirs.dropped,
             )
         )
     return StepsComparison(

@@ -43,6 +43,12 @@ class Output(NamedTuple):
     hidden: list[Tensor]  # per layer [batch, tokens, hidden], the residual stream after it
     routing: list[Routing]  # per layer
 
+    @property
+    def dropped(self) -> float:
+        """The share of all choices whose expert had no room; of a dense model 0."""
+        fits = torch.cat([decision.fits.flatten() for decision in self.routing])
+        return 1 - fits.double().mean().item() if len(fits) else 0.0
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) x weight, computed in float32, returned in x's type."""

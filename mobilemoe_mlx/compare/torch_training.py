@@ -107,6 +107,7 @@ class TorchStep(NamedTuple):
     grad_norm: float  # before clipping
     experts: list[Tensor]  # per layer int64 [tokens, slots]
     biased: list[Tensor]  # per layer float32 [tokens, experts]: what the selection sorts by
+    dropped: float  # share of the choices whose expert had no room
 
 
 class TorchTrainer:
@@ -159,4 +160,5 @@ class TorchTrainer:
             norm.item(),
             [r.experts for r in routing],
             [r.biased for r in routing],
+            loss.output.dropped,
         )

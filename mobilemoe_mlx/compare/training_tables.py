@@ -27,9 +27,7 @@ margin       of the first token that goes elsewhere: its last chosen score less 
 def gradients_as_text(comparison: GradientComparison) -> str:
     """Layer by layer, then the worst parameters."""
     c = comparison
-    how = " through INT4" if c.quantize else ""
-    if c.capacity_factor is not None:
-        how += f", capacity factor {c.capacity_factor:g} ({c.dropped:.1%} dropped)"
+    how = (" through INT4" if c.quantize else "") + _limit(c)
     rows = [["layer", "gradients", "max error", "mean error", "worst"]]
     for row in c.layers():
         layer = "other" if row.layer is None else str(row.layer)
@@ -95,9 +93,7 @@ def steps_as_text(comparison: StepsComparison) -> str:
                 "-" if flip is None else f"{flip.margin:.1e}",
             ]
         )
-    how = "QAT" if c.quantize else "training"
-    if c.capacity_factor is not None:
-        how += f", capacity factor {c.capacity_factor:g},"
+    how = ("QAT" if c.quantize else "training") + _limit(c)
     parting = c.parting
     if parting is None or parting.first_flip is None:
         where = "Both chose the same experts throughout."
@@ -109,7 +105,7 @@ def steps_as_text(comparison: StepsComparison) -> str:
         )
     return "\n".join(
         [
-            f"{c.checkpoint}: {how} in float32, {c.rows} x {c.context} tokens a step, "
+            f"{c.checkpoint}: {how}, in float32, {c.rows} x {c.context} tokens a step, "
             f"peak learning rate {c.peak_lr:g}",
             "",
             text_table.columns(rows),
@@ -120,6 +116,12 @@ def steps_as_text(comparison: StepsComparison) -> str:
             _STEPS_LEGEND,
         ]
     )
+
+
+def _limit(c: GradientComparison | StepsComparison) -> str:
+    if c.capacity_factor is None:
+        return ""
+    return f", capacity factor {c.capacity_factor:g} ({c.dropped:.1%} dropped)"
 
 
 def _verdict(measure: str, judged: float, limit: float) -> str:

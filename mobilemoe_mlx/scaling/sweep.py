@@ -221,6 +221,8 @@ def _row(plan: Plan, point: Point, metrics: list[dict[str, Any]]) -> dict[str, A
             "max_load": statistics.fmean(x for each in last for x in each["max_load"]),
             "dead_experts": statistics.fmean(sum(each["dead_experts"]) for each in last),
         }
+        if stage.routing.capacity_factor is not None:
+            row["dropped"] = statistics.fmean(x for each in last for x in each["dropped"])
     return {name: _rounded(value) for name, value in row.items()}
 
 

@@ -141,7 +141,7 @@ class Bookkeeping:
             **load_statistics(result.counts),
         }
         if self.config.routing.capacity_factor is not None:
-            record["dropped"] = result.dropped
+            record["dropped"] = result.dropped.tolist()
         if step % _LOAD_EVERY == 0 or step == self.config.steps:
             if result.counts.size:
                 load = result.counts / mx.maximum(result.counts.sum(axis=-1, keepdims=True), 1)

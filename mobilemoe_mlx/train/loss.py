@@ -23,7 +23,7 @@ class LossSums(NamedTuple):
     z: mx.array  # float32 scalar, over real tokens and layers
     # float32 [layers, experts], real tokens that chose each expert; [0, 0] of a dense model
     counts: mx.array
-    dropped: mx.array  # float32 scalar, of those choices the ones without room, over layers
+    dropped: mx.array  # float32 [layers], those of the choices that had no room
 
 
 def loss_sums(
@@ -51,22 +51,18 @@ def loss_sums(
     )
     real = (documents != PADDING).flatten()
     z = mx.array(0.0)
-    counts = []
-    dropped = mx.array(0.0)
-    for layer, feed_forward in zip(
-        trace, (each.feed_forward for each in model.layers), strict=True
-    ):
-        logits = layer.routing.logits
+    counts, dropped = [], []
+    for layer in trace:
+        logits, experts, _, fits = layer.routing
         if not logits.shape[-1]:  # of a dense layer
             continue
         z = z + (mx.square(logsumexp(logits)) * real).sum()
-        counts.append(expert_counts(layer.routing.experts, real, logits.shape[-1]))
-        if feed_forward.capacity_factor is not None and feed_forward.training:
-            fits = feed_forward.fits(layer.routing.experts, len(inputs))
-            dropped = dropped + mx.logical_and(~fits, real[:, None]).sum()
+        counts.append(expert_counts(experts, real, logits.shape[-1]))
+        dropped.append(mx.logical_and(~fits, real[:, None]).sum().astype(mx.float32))
     cross_entropy = cross_entropy_sum(model, hidden, targets, loss_mask, chunk)
     all_counts = mx.stack(counts) if counts else mx.zeros((0, 0))
-    return LossSums(cross_entropy, z, mx.stop_gradient(all_counts), mx.stop_gradient(dropped))
+    all_dropped = mx.stack(dropped) if dropped else mx.zeros((0,))
+    return LossSums(cross_entropy, z, mx.stop_gradient(all_counts), mx.stop_gradient(all_dropped))
 
 
 def cross_entropy_sum(

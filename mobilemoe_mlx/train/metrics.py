@@ -112,7 +112,9 @@ def _is_record(record: Any) -> bool:
         return False
     return (
         all(is_finite_number(record.get(name, 0)) for name in _NUMBERS)
-        and all(isinstance(record.get(name, []), list) for name in ("dead_experts", "load"))
+        and all(
+            isinstance(record.get(name, []), list) for name in ("dead_experts", "dropped", "load")
+        )
         and isinstance(record.get("sources", {}), dict)
     )
 

@@ -72,7 +72,7 @@ class RoutingConfig:
 
     bias_update_rate: NotNegative = 1e-3  # each selection bias moves by this a step; 0 holds it
     z_loss: NotNegative = 1e-4  # times the squared log-sum-exp of the router logits
-    # Tokens of a sequence that an expert takes, over its share of them; None: all that chose it.
+    # Places that an expert has in a row, over its share of the choices; None: as many as choose it.
     capacity_factor: Positive | None = None  # the paper's pre- and mid-training: 1.5
 
 

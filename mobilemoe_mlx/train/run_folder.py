@@ -305,6 +305,9 @@ def _said(name: str, before: Any, now: Any, *, is_new: bool = False) -> str:
     for prefix, what in _SAID_OF_FILES.items():
         if name.startswith(prefix):
             return f"{what} {name.removeprefix(prefix)} {'is new' if is_new else 'differs'}"
-    if name in _SAID or is_new or not all(isinstance(v, str | int | float) for v in (before, now)):
+    values = (before, now)
+    are_short = all(v is None or isinstance(v, str | int | float) for v in values)
+    if name in _SAID or is_new or not are_short or before == now:
         return f"{_SAID.get(name, name)} differs"
-    return f"{name} was {before!s} and is {now!s}"
+    old, new = ("not given" if v is None else str(v) for v in values)
+    return f"{name} was {old} and is {new}"

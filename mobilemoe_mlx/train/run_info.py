@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class StageInfo:
     loss: float | None  # of the last step
     heldout: list[tuple[int, float]]  # step, loss
     dead_experts: int | None  # without a token at the last step, over all layers
+    # Share of the choices that had no room at the last step; None: dropless, or not recorded.
+    dropped: float | None
     sources: Mapping[str, Any]  # what was read, as of the last record
     checkpoints: list[int]  # their steps
     model: str | None  # or adapter: the folder that the stage left
@@ -81,6 +84,7 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
     rows = read_metrics(folder.metrics) if folder.metrics.is_file() else []
     steps = [row for row in rows if "loss" in row]
     dead = steps[-1].get("dead_experts") if steps else None
+    dropped = steps[-1].get("dropped") if steps else None
     rows_per_step = config["batch_size"] * config["data"]["context"]
     sources: list[Mapping[str, Any]] = [row["sources"] for row in rows if "sources" in row]
     planned = math.ceil(config["tokens"] / rows_per_step)
@@ -94,6 +98,7 @@ def _describe(name: str, folder: StageFolder, config: Mapping[str, Any]) -> Stag
         loss=steps[-1]["loss"] if steps else None,
         heldout=[(row["step"], row["heldout_loss"]) for row in rows if "heldout_loss" in row],
         dead_experts=int(sum(dead)) if dead is not None else None,
+        dropped=statistics.fmean(dropped) if dropped else None,
         sources=sources[-1] if sources else {},
         checkpoints=[state.step_of(path) for path in state.all_checkpoints(folder.checkpoints)],
         model=str(folder.result) if folder.is_finished else None,
@@ -119,6 +124,8 @@ def _lines(stage: StageInfo) -> list[str]:
         )
     if stage.dead_experts is not None:
         lines.append(f"  experts, no token  {stage.dead_experts} at the last step")
+    if stage.dropped is not None:
+        lines.append(f"  choices dropped    {stage.dropped:.1%} at the last step")
     for name, counts in stage.sources.items():
         skipped = sum(counts["skipped"].values())
         lines.append(

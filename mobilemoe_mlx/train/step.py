@@ -37,7 +37,8 @@ class StepResult(NamedTuple):
     grad_norm: float  # before clipping
     learning_rate: float
     counts: mx.array  # float32 [layers, experts]; [0, 0] of a dense model
-    dropped: float  # share of those choices that had no room; 0 where training is dropless
+    # float32 [layers], the share of those choices that had no room: 0 where training is dropless
+    dropped: mx.array
 
 
 class Trainer:
@@ -152,8 +153,8 @@ class Trainer:
         if self.group.size() > 1:
             average = nn.average_gradients(gradients, self.group)
             gradients = tree_map(lambda g: g * self.group.size(), average)
-        counts = self._sum(sums.counts)
-        scalars = self._sum([sums.cross_entropy, sums.z, sums.dropped])
+        counts, dropped = self._sum(sums.counts), self._sum(sums.dropped)
+        scalars = self._sum([sums.cross_entropy, sums.z])
         gradients, norm = clip_grad_norm(_in_float32(gradients), config.optimizer.clip_norm)
         loss, z, grad_norm = scalars[0].item() / targets, scalars[1].item() / real, norm.item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -179,7 +180,7 @@ class Trainer:
         mx.eval(self.parameters, self.optimizer.state, self.biases)
         self._install(self.parameters, self.biases)  # lets go of the last step's weights
         self.step += 1
-        dropped = scalars[2].item() / max(counts.sum().item(), 1.0)
+        dropped = dropped / mx.maximum(counts.sum(axis=-1), 1)
         return StepResult(loss, z, grad_norm, rate, counts, dropped)
 
     def gradients(self, batch: Batch, targets: float, real: float) -> tuple[LossSums, Any]:

@@ -99,6 +99,8 @@ def test_both_train_alike(bf16_folder, batches, quantize, capacity):
     norms = [(s.mlx_grad_norm, s.torch_grad_norm) for s in report.steps]
     np.testing.assert_allclose(*zip(*norms, strict=True), rtol=1e-3)
     assert "same experts throughout" in steps_as_text(report)
+    limit = f", capacity factor 1 ({report.dropped:.1%} dropped), in float32"
+    assert (limit in steps_as_text(report)) == (0 < report.dropped < 1) == (capacity is not None)
 
 
 def test_the_first_difference_is_named(bf16_folder, batches, monkeypatch):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("datasets_cache")
 # With k = 2 four experts of a quarter can be shared: hidden 32 is too narrow for eighths.
 GRID = """
 recipe = "{recipe}"
-set = ["pretrain.checkpoint_every=1"]
+set = ["pretrain.checkpoint_every=1", "pretrain.routing.capacity_factor=1"]
 [[grids]]
 E = [2, 4]
 k = [2]
@@ -89,6 +89,7 @@ def test_rows(plan: Plan, swept: Path) -> None:
         assert (row["active"], row["total"]) == (costs.active_parameters, costs.total_parameters)
         assert (row["tokens"], row["experts"]) == (512, point.shape.E / 2)
         assert ("dead_experts" in row) is not point.shape.is_dense
+        assert 0 < row.get("dropped", 0.5) < 1 and ("dropped" in row) is not point.shape.is_dense
         assert 3 < row["loss"] < 6.2  # after four steps below ln 480, which is chance
     read = read_rows(swept / "results.jsonl")
     assert len(read) == 6 and len(of_family(read, 4, True)) == 4

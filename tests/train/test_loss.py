@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 from training_fixtures import bare_recipe, random_batch
 
-from mobilemoe_mlx import int4
+from mobilemoe_mlx import capacity, int4
 from mobilemoe_mlx.data.packing import Batch
 from mobilemoe_mlx.model import LayerTrace, Model
 from mobilemoe_mlx.quantized import Int4Embedding
@@ -33,6 +33,11 @@ def model(tmp_path: Path) -> Model:
 def hidden_and_targets(model: Model) -> tuple[mx.array, Batch]:
     hidden = mx.random.normal((ROWS, CONTEXT, model.args.hidden_size))
     return hidden, random_batch(ROWS, CONTEXT, model.args.vocab_size)
+
+
+def limit_capacity(model: Model, factor: float | None) -> None:
+    for layer in model.layers:
+        layer.feed_forward.capacity_factor = factor
 
 
 def arrays(batch: Batch) -> list[mx.array]:
@@ -137,7 +142,25 @@ def test_z_loss_and_counts_follow_their_formulas(model: Model):
     assert (sums.counts.sum(axis=-1) == real.sum() * model.args.num_experts_per_tok).all()
 
 
-def test_padding_counts_nowhere(model: Model):
+def test_places_are_counted_once_a_layer(model: Model, monkeypatch):
+    batch = random_batch(ROWS, CONTEXT, model.args.vocab_size)
+    limit_capacity(model, 1.0)
+    counted: list[np.ndarray] = []
+
+    def within_capacity(*args: Any) -> mx.array:
+        fits = capacity.within_capacity(*args)
+        counted.append(np.array(fits))
+        return fits
+
+    monkeypatch.setattr("mobilemoe_mlx.model.within_capacity", within_capacity)
+    sums = loss_sums(model, *arrays(batch))
+    assert sums.dropped.tolist() == [(~fits)[batch.documents >= 0].sum() for fits in counted]
+    assert mx.all(sums.dropped > 0).item()
+
+
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_padding_counts_nowhere(model: Model, factor: float | None):
+    limit_capacity(model, factor)
     batch = random_batch(ROWS, CONTEXT, model.args.vocab_size)
     padding = batch.documents < 0
     assert padding.any()

@@ -198,6 +198,7 @@ def test_a_run_killed_before_its_first_file_can_start_again(recipe_path: Path, t
         (["optimizer.peak_lr=2e-3"], ["optimizer.peak_lr"]),
         (["batch_size=2", "data.seed=5"], ["batch_size", "data.seed"]),
         (["routing.z_loss=0", "compute.dtype=bfloat16"], ["routing.z_loss", "compute.dtype"]),
+        (["routing.capacity_factor=1.5"], ["capacity_factor was not given and is 1.5"]),
         (["tokens=2048"], ["tokens"]),
         (["model.num_hidden_layers=1"], ["num_hidden_layers"]),
     ],

@@ -349,6 +349,7 @@ def test_the_summary_counts_steps_that_the_metrics_lost(family: Path, interrupte
         (b"{}", "line 2 is no record"),
         (b'{"step": 1, "loss": "2"}', "line 2 is no record"),
         (b'{"step": 1, "loss": 2, "dead_experts": 5}', "line 2 is no record"),
+        (b'{"step": 1, "loss": 2, "dropped": 0.5}', "line 2 is no record"),
         (b'{"step": "1"}', "line 2 is no record"),
         (b"{", "line 2 is no record"),
         (b"\xff", "metrics.jsonl is not UTF-8"),
@@ -380,8 +381,14 @@ def test_records_that_lack_a_part_are_told_without_it(family: Path, interrupted:
     metrics = interrupted / "pretrain" / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 2.0}\n')
     (stage,) = describe_run(interrupted).stages
-    assert (stage.steps, stage.loss, stage.dead_experts) == (1, 2.0, None)
+    assert (stage.steps, stage.loss, stage.dead_experts, stage.dropped) == (1, 2.0, None, None)
     train(load_recipe(family, stages=["pretrain"]), interrupted, resume=True)
+
+
+def test_the_share_of_dropped_choices_is_told(interrupted: Path):
+    metrics = interrupted / "pretrain" / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 2.0, "dropped": [0.1, 0.3]}\n')
+    assert "choices dropped    20.0% at the last step" in describe_run(interrupted).text()
 
 
 @pytest.mark.parametrize(
