@@ -6,8 +6,8 @@ Compares with the BF16 model after SFT: the same rounded to nearest by both rule
 quickstart's QAT, and `qat-lora` with as many steps of as many tokens of the same data. Prints
 Markdown: held-out losses, the tasks of `mobilemoe corpus --tasks`, also for the model before SFT,
 and what `mobilemoe sensitivity` says; draws tasks.png and sensitivity.png. What is in the
-output folder already is not made again. A quarter of an hour on two quiet processor cores, and the
-extras `eval` and `plot`.
+output folder already is not made again. Eight minutes on two processor cores, and the extras
+`eval` and `plot`.
 """
 
 from __future__ import annotations
