@@ -29,9 +29,11 @@ _BLOCK = 1 << 20  # bytes read at a time
 def user_path(text: str | Path, beside: Path | None = None) -> Path:
     """The path that `text` names, `~` and `~user` expanded; it may be a pattern.
 
-    Raises UserError for a text that cannot be a path, and for `~user` where there is neither a user
+    Raises UserError for a text that cannot be a path or is empty, and for `~user` where there is neither a user
     nor, here or in the folder `beside`, a file or folder of that name.
     """
+    if text == "":
+        raise UserError("A path is empty; write . for the current folder.")
     if "\0" in str(text):
         raise UserError(f"{str(text)!r} is not a path: it has a NUL character.")
     path = Path(text)

@@ -66,6 +66,8 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert files.user_path("~nobody-here/x") == Path("~nobody-here/x")
     with pytest.raises(UserError, match="NUL"):
         files.user_path("a\0b")
+    with pytest.raises(UserError, match="A path is empty"):  # not the current folder
+        files.user_path("")
 
 
 def make(folder: Path, *names: str) -> None:

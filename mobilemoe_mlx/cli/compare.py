@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of MLX (%(default)s)")
     parser.add_argument("--torch-dtype", choices=DTYPES, help="of PyTorch (as --dtype)")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--prompt", help="the text to run on")
+    text.add_argument("--prompt", metavar="TEXT", help="the text to run on")
     add_prompt_file_argument(text)
     text.add_argument(
         "--tokens",

@@ -1,4 +1,5 @@
-"""argparse, with errors in our words: the nearest known name, and what a number must be."""
+"""argparse, with errors in our words: the nearest known name, what a number must be, what is given
+twice or empty."""
 
 from __future__ import annotations
 
@@ -13,13 +14,18 @@ from mobilemoe_mlx.errors import did_you_mean
 class Parser(argparse.ArgumentParser):
     """A parser of a command or, by itself, of the sub-commands that are added to it.
 
-    Options of the type `int` take whole numbers, those of the type `float` finite ones.
+    Options of the type `int` take whole numbers, those of the type `float` finite ones. No value is
+    empty but a text's (`metavar=TEXT`): as a path it would be the current folder. Only options that
+    collect values are given twice, for of others the last one would win in silence.
     """
+
+    _TEXT = "TEXT"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.register("type", int, _whole_number)
         self.register("type", float, _finite_number)
+        self._given: set[argparse.Action] = set()  # the options of the line that is parsed
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -33,6 +39,20 @@ class Parser(argparse.ArgumentParser):
             name = option.partition("=")[0]
             self.error(f"there is no option {name}{did_you_mean(name, set(_options(self)))}")
         return parsed
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse's, which parses the rest of a line by the parser of its sub-command."""
+        self._given.clear()
+        return super().parse_known_args(*args, **options)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and not isinstance(action, argparse._AppendAction):
+            if action in self._given:
+                raise argparse.ArgumentError(action, "it is given twice: leave one out")
+            self._given.add(action)
+        if "" in arg_strings and action.nargs != argparse.PARSER and action.metavar != self._TEXT:
+            raise argparse.ArgumentError(action, "its value is empty: give one, or leave it out")
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

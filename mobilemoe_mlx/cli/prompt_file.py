@@ -22,7 +22,7 @@ def read_prompt(path: str) -> str:
         if path == "-":
             content = sys.stdin.buffer.read()
         else:
-            with open(files.user_path(path) if path else path, "rb") as file:
+            with open(files.user_path(path), "rb") as file:
                 content = file.read()
     except OSError as error:
         raise UserError(f"The prompt file {path} cannot be read: {error.strerror}.") from None

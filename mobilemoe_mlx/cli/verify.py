@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "position, or all kinds of routing; may be given several times (default: all; `full` takes "
         "long for large models)",
     )
-    parser.add_argument("--prompt", help="the text to continue greedily")
+    parser.add_argument("--prompt", metavar="TEXT", help="the text to continue greedily")
     parser.add_argument(
         "--greedy-tokens",
         type=int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,6 +22,10 @@ from mobilemoe_mlx.cli.parser import Parser
         ("verify a --against b --case shrt", "there is no 'shrt' (did you mean 'short'?)"),
         ("tokenizer trian a", "there is no 'trian' (did you mean 'train'?)"),
         ("info S M", "there is one argument too many: 'M'"),
+        ("chat m --adapter=", "argument --adapter: its value is empty"),
+        ("train tiny --seed 0 --seed 0", "argument --seed: it is given twice: leave one out"),
+        ("eval m --chat --no-chat", "argument --chat/--no-chat: it is given twice"),
+        ("export onnx a b --context 8 --contex=9", "argument --context: it is given twice"),
     ],
 )
 def test_names(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,21 +35,28 @@ def test_names(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> N
     assert message in capsys.readouterr().err
 
 
-def numeric_options() -> list[tuple[str, str, type]]:
-    """Every option of every command that takes a number."""
-    found = []
+def arguments() -> Iterator[tuple[str, argparse.Action]]:
+    """Every argument of every command and sub-command, with the words that call it."""
 
-    def collect(words: str, parser: argparse.ArgumentParser) -> None:
+    def of(words: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for name, child in action.choices.items():
-                    collect(f"{words} {name}", child)
-            elif action.type in (int, float):
-                found.append((words, action.option_strings[0], action.type))
+                    yield from of(f"{words} {name}", child)
+            else:
+                yield words, action
 
     for name in COMMANDS:
-        collect(name, command_parser(name))
-    return found
+        yield from of(name, command_parser(name))
+
+
+def numeric_options() -> list[tuple[str, str, type]]:
+    """Every option of every command that takes a number."""
+    return [
+        (words, action.option_strings[0], action.type)
+        for words, action in arguments()
+        if action.type in (int, float)
+    ]
 
 
 def test_every_command_parses_numbers_in_the_same_way() -> None:
@@ -67,3 +79,35 @@ def test_what_a_number_must_be(value: str, capsys: pytest.CaptureFixture[str]) -
         error = capsys.readouterr().err
         assert f"argument {option}: " in error and f" {kind}\n" in error
         assert "invalid" not in error
+
+
+def test_only_texts_are_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a path, an empty word would be the current folder."""
+    texts = set()
+    for words, action in arguments():
+        command, *rest = words.split()
+        if action.nargs == 0 or action.choices is not None:
+            continue
+        option = action.option_strings[:1]
+        with pytest.raises(SystemExit):
+            command_parser(command).parse_args([*rest, *option, ""])
+        error = capsys.readouterr().err
+        if "its value is empty" not in error:
+            texts.add((command, *option))
+    assert texts == {
+        ("generate", "--prompt"),
+        ("generate", "--stop"),
+        ("chat", "--stop"),
+        ("chat", "--system"),
+        ("compare", "--prompt"),
+        ("verify", "--prompt"),
+        ("export", "--author"),
+        ("export", "--license"),
+    }
+
+
+def test_options_that_collect_are_repeated() -> None:
+    parser = command_parser("train")
+    for _ in range(2):  # a line after another begins anew
+        line = ["tiny", "--set", "a=1", "--set", "b=2", "--seed", "1"]
+        assert parser.parse_args(line).overrides == ["a=1", "b=2"]

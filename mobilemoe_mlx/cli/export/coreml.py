@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="custom layers: put the weights into a file of the resources folder, as is done "
         "above 1.9 GB in any case",
     )
-    parser.add_argument("--author", help="the author that Xcode shows")
-    parser.add_argument("--license", help="the licence that Xcode shows")
+    parser.add_argument("--author", metavar="TEXT", help="the author that Xcode shows")
+    parser.add_argument("--license", metavar="TEXT", help="the licence that Xcode shows")
     add_export_arguments(parser, "OUT.mlpackage", "the package to write", _DEFAULTS["context"])
 
 
