@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.file_lock import take_lock
 from mobilemoe_mlx.files import made_parents
 
 
@@ -55,18 +56,27 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield new
 
 
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files, name -> content, into `folder`, which is made where it is absent.
+
+    All of them appear, or none; returns their paths. Raises UserError as `all_or_none` does.
+    """
+    targets = [folder / name for name in contents]
+    with all_or_none(targets, folder / f".{targets[-1].name}.partial") as work:
+        for name, content in contents.items():
+            files.write(work / name, content)
+    return targets
+
+
 @contextlib.contextmanager
 def _held_alone(work: Path, name: Path) -> Iterator[None]:
     """Make the folder `work` and hold it against other processes that write the same."""
     work.mkdir(exist_ok=True)
     held = os.open(work, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = work.exists() and os.stat(work).st_ino == os.fstat(held).st_ino
-        except BlockingIOError:
-            same = False
-        if not same:
+        is_ours = take_lock(held)
+        # The process that held it may have removed it since.
+        if not (is_ours and work.exists() and os.stat(work).st_ino == os.fstat(held).st_ino):
             raise UserError(
                 f"Another process writes {name.name} now: wait for it, or choose another name."
             )

@@ -23,6 +23,7 @@ ROWS = (
         "files",
         "downloads",
         "all_or_none",
+        "file_lock",
         "finite_number",
         "tables",
         "text_table",

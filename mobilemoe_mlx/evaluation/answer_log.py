@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.file_lock import take_lock
 
 
 class AnswerLog:
@@ -32,14 +32,12 @@ class AnswerLog:
         self.seconds = 0.0  # that the answers found or put so far took to compute
         # Never truncated by opening: another process may hold it.
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(self._file.fileno()):
             self._file.close()
             raise UserError(
                 f"Another process evaluates in {path.parent} now: wait for it, or choose another "
                 "folder."
-            ) from None
+            )
         self._answers = self._read()
 
     def __enter__(self) -> AnswerLog:

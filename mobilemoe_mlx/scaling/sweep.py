@@ -8,15 +8,14 @@ FOLDER/rows/NAME.json    its row, which says that it is finished
 FOLDER/results.jsonl     all rows, for `scale fit`
 FOLDER/locks/            a file a point, locked by the process that trains it
 
-A lock is the kernel's and ends with its process, however that ends; what a killed process had saved
-of its point, the next one goes on from.
+A lock ends with its process, however that ends; what a killed process had saved of its point, the
+next one goes on from. On a file system without locks only one process may train.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import shutil
@@ -29,6 +28,7 @@ from typing import Any
 
 from mobilemoe_mlx import files
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.file_lock import take_lock
 from mobilemoe_mlx.scaling.sweep_grid import Plan, Point
 from mobilemoe_mlx.tokenizer import load_tokenizer
 from mobilemoe_mlx.train.metrics import read_metrics
@@ -76,12 +76,7 @@ class SweepFolder:
         path = self.path / "locks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield take_lock(file.fileno(), wait=wait)
 
 
 def sweep(plan: Plan, run: Path | str, *, say: Callable[[str], None] = print) -> Path:

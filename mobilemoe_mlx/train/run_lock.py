@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
 
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.file_lock import take_lock
 
 
 class RunLock:
@@ -39,12 +39,8 @@ class RunLock:
         if self._held is not None or not self._folder.is_dir():
             return
         self._held = os.open(self._folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(self._held):
             raise UserError(
                 f"Another process trains in {self._folder}: wait until it ends, or choose another "
                 "folder with --run."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )

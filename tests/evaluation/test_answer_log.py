@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mobilemoe_mlx
+from mobilemoe_mlx.all_or_none import whole_folder
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.evaluation.answer_log import AnswerLog
 
@@ -51,6 +53,18 @@ def test_what_is_answered_is_timed(tmp_path: Path) -> None:
     with AnswerLog(tmp_path / "log", "model") as log:
         log.get("key")
         assert log.seconds == took >= 0.02
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with AnswerLog(tmp_path / "log", "model") as log:
+        log.put("key", [1])
+    with whole_folder(tmp_path / "folder") as new:
+        (new / "file").touch()
+    assert (tmp_path / "folder" / "file").exists()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
