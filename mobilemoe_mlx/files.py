@@ -29,8 +29,8 @@ _BLOCK = 1 << 20  # bytes read at a time
 def user_path(text: str | Path, beside: Path | None = None) -> Path:
     """The path that `text` names, `~` and `~user` expanded; it may be a pattern.
 
-    Raises UserError for a text that cannot be a path or is empty, and for `~user` where there is neither a user
-    nor, here or in the folder `beside`, a file or folder of that name.
+    Raises UserError for a text that is empty or cannot be a path, and for `~user` where there is
+    neither a user nor, here or in the folder `beside`, a file or folder of that name.
     """
     if text == "":
         raise UserError("A path is empty; write . for the current folder.")
@@ -64,11 +64,14 @@ def resolved(text: str | Path) -> Path:
 def output_folder(text: str | Path) -> Path:
     """The folder that `text` names, which need not exist yet; for a check before the work starts.
 
-    Raises UserError where a file, or a link that leads nowhere, is in its place or above it.
+    Raises UserError where a file, or a link that leads nowhere, is in its place or above it, and
+    where it, or the folder it would be made in, may not be written to.
     """
     path = user_path(text)
     for place in (path, *path.parents):
         if place.is_dir():
+            if not os.access(place, os.W_OK):
+                raise UserError(f"The folder {place} may not be written to: choose another place.")
             break
         if os.path.lexists(place):
             raise UserError(f"{place} is a file: choose another name for the folder {text}.")

@@ -17,7 +17,12 @@ from mobilemoe_mlx.adapters.load import with_adapters
 from mobilemoe_mlx.adapters.survival import LEAST, Survival, survival
 from mobilemoe_mlx.checkpoint.check import Checkpoint, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
-from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
+from mobilemoe_mlx.checkpoint.folder import (
+    MAX_SHARD_BYTES,
+    check_target,
+    published_config,
+    write_model_folder,
+)
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.load_save import load_tensors
 from mobilemoe_mlx.checkpoint.rewrite import check_apart
@@ -34,6 +39,7 @@ class Fused:
     layout: Layout
     tensors: int
     nbytes: int  # of the tensors
+    through_int4: bool  # whether an adapter was trained through INT4
     survival: tuple[Survival, ...]  # empty for BF16, and for adapters trained through INT4
     heldout_before: float | None  # nats a target, with the adapters beside the base
     heldout_after: float | None  # of what was written
@@ -70,10 +76,8 @@ def fuse(
             "`mobilemoe fuse MODEL ADAPTER OUT`."
         )
     checkpoint = open_checkpoint(source)
-    for place in (source, *(folder for folder, _ in adapters)):
-        check_apart(Path(place), Path(output))
-    if files.resolved(source) == files.resolved(output):
-        raise UserError(f"{output} is the base itself, which its adapters need: choose another.")
+    check_apart(output, [source, *(folder for folder, _ in adapters)])
+    check_target(output, overwrite)
     found = read_adapters(adapters, checkpoint.args, digest_of(checkpoint))
     is_through_int4 = any(adapter.through_int4 for adapter, _ in found)
     if to is None:
@@ -99,7 +103,16 @@ def fuse(
         overwrite=overwrite,
     )
     nbytes = sum(tensor.nbytes for tensor in fused.tensors.values())
-    return Fused(Path(output), fused.layout, len(fused.tensors), nbytes, kept, before, after)
+    return Fused(
+        output=Path(output),
+        layout=fused.layout,
+        tensors=len(fused.tensors),
+        nbytes=nbytes,
+        through_int4=is_through_int4,
+        survival=kept,
+        heldout_before=before,
+        heldout_after=after,
+    )
 
 
 def check_survival(kept: Sequence[Survival]) -> None:

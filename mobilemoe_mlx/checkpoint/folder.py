@@ -70,7 +70,7 @@ def write_model_folder(
         raise UserError(f"The shard size is {max_shard_bytes} bytes; it must be positive.")
     target = files.resolved(folder)
     with whole_folder(target) as new:
-        _check_target(target, overwrite)
+        check_target(target, overwrite)
         # First, since it may fail soonest.
         if companions is not None:
             copy_companions(files.user_path(companions), new)
@@ -102,7 +102,10 @@ def copy_companions(source: Path, target: Path, *more: str) -> None:
             files.copy(path, target / path.name)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(folder: str | Path, overwrite: bool) -> None:
+    """Raise UserError where `write_model_folder` would refuse `folder`; before the work starts."""
+    target = files.resolved(folder)
+    files.output_folder(target.parent)
     if not target.exists():
         return
     if not target.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,12 @@ from mobilemoe_mlx import files, transformers_model
 from mobilemoe_mlx.checkpoint import layouts
 from mobilemoe_mlx.checkpoint.check import Checkpoint, check_scales, open_checkpoint
 from mobilemoe_mlx.checkpoint.damage import check_finite
-from mobilemoe_mlx.checkpoint.folder import MAX_SHARD_BYTES, published_config, write_model_folder
+from mobilemoe_mlx.checkpoint.folder import (
+    MAX_SHARD_BYTES,
+    check_target,
+    published_config,
+    write_model_folder,
+)
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.checkpoint.settings_files import settings_files
 from mobilemoe_mlx.config import MLX_QUANTIZATION, ScaleRule
@@ -65,10 +71,11 @@ def convert(
     `load` reads all three. `quantize` first rounds a BF16 checkpoint to nearest INT4, which is the
     one lossy step, with the scales of `rule` (`int4.quantize`). Raises UserError for a source with
     anything wrong, before anything is written (to be rounded, its numbers must be finite), and when
-    `output` is not empty (unless `overwrite`) or cannot be written.
+    `output` is `source`, not empty (unless `overwrite`) or cannot be written.
     """
     checkpoint = open_checkpoint(source)
-    check_apart(Path(source), Path(output))
+    check_apart(output, [source])
+    check_target(output, overwrite)
     check_scales(checkpoint)
     if quantize:
         if checkpoint.layout is not Layout.FLOAT:
@@ -145,14 +152,18 @@ def _transformers_config(checkpoint: Checkpoint, config: dict[str, Any]) -> dict
     return config | {"auto_map": dict(transformers_model.AUTO_MAP)}
 
 
-def check_apart(source: Path, output: Path) -> None:
-    """Raise UserError where the folder `output` lies in `source`, or writing it would remove it."""
-    source, output = resolved(source), resolved(output)
-    if source == output:
-        return
-    if source.is_relative_to(output):
-        raise UserError(f"{output} contains the source {source}: choose another folder.")
-    if output.is_relative_to(source):
-        raise UserError(
-            f"{output} is inside {source}, which is read: choose a place outside that folder."
-        )
+def check_apart(output: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raise UserError where the folder `output` is one of `sources`, lies in one or contains one.
+
+    Writing it would replace what is read, or add to it.
+    """
+    output = resolved(output)
+    for source in map(resolved, sources):
+        if source == output:
+            raise UserError(f"{output} is itself what is read: choose another folder.")
+        if source.is_relative_to(output):
+            raise UserError(f"{output} contains the source {source}: choose another folder.")
+        if output.is_relative_to(source):
+            raise UserError(
+                f"{output} is inside {source}, which is read: choose a place outside that folder."
+            )

@@ -89,10 +89,16 @@ def _heldout(path: str, folder: Path) -> Callable[[Model], float]:
 
 def _text(done: Fused) -> str:
     from mobilemoe_mlx import text_table
+    from mobilemoe_mlx.checkpoint.layouts import Layout
 
     lines = [
         f"{done.output}: {done.tensors} tensors, {done.nbytes / 1e6:,.1f} MB, {done.layout.value}"
     ]
+    if done.through_int4 and done.layout is Layout.FLOAT:
+        lines.append(
+            "Note: the adapter was trained through the rounding to INT4, which BF16 leaves out, so "
+            "this is not the model that was trained; that one is what fuse writes with --to int4."
+        )
     if done.survival:
         rows = [
             (each.kind, str(each.modules), f"{each.survives:.1%}", f"{each.error:.3f}")

@@ -112,7 +112,7 @@ def _finetune(
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     base_folder = hub.resolve(base)
     if not options.plan:
-        check_apart(base_folder, folder.path)
+        check_apart(folder.path, [base_folder])
     checkpoint = open_checkpoint(base_folder)
     checkpoint.args.check_routed_and_shared("Fine-tuning")
     config = load_finetune_recipe(

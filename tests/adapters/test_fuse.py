@@ -231,7 +231,7 @@ def test_what_is_not_finite_is_refused(
 
 def test_the_base_is_not_overwritten(bf16_folder: Path, tmp_path: Path):
     written(bf16_folder, tmp_path / "adapter", AdapterConfig(rank=2, modules=("o_proj",)))
-    with pytest.raises(UserError, match="is the base itself"):
+    with pytest.raises(UserError, match="is itself what is read"):
         fuse(bf16_folder, [(tmp_path / "adapter", 1.0)], bf16_folder, overwrite=True)
 
 
@@ -247,3 +247,21 @@ def test_the_folder_to_write_is_not_one_that_is_read(bf16_folder: Path, tmp_path
         with pytest.raises(UserError, match=message):
             fuse(bf16_folder, [(adapter, 1.0)], output)
         assert (sorted(tmp_path.rglob("*")), sorted(bf16_folder.rglob("*"))) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_losses_are_measured(
+    bf16_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def measured(_: object) -> float:
+        raise AssertionError
+
+    written(bf16_folder, tmp_path / "adapter", AdapterConfig(rank=2, modules=("o_proj",)))
+    adapters = [(tmp_path / "adapter", 1.0)]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        fuse(bf16_folder, adapters, tmp_path / "mine", heldout=measured)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    for output in ("new", "deep/new"):
+        with pytest.raises(UserError, match=f"The folder {tmp_path} may not be written to"):
+            fuse(bf16_folder, adapters, tmp_path / output, heldout=measured)

@@ -290,4 +290,7 @@ def test_a_folder_around_the_source_is_not_overwritten(tmp_path: Path, int4_fold
         convert(tmp_path / "models" / "source", tmp_path / "models", overwrite=True)
     with pytest.raises(UserError, match=r"is inside .*source, which is read"):
         convert(tmp_path / "models" / "source", tmp_path / "models" / "source" / "new")
+    (tmp_path / "link").symlink_to(tmp_path / "models" / "source")
+    with pytest.raises(UserError, match="source is itself what is read"):
+        convert(tmp_path / "models" / "source", tmp_path / "link", overwrite=True)
     assert check(tmp_path / "models" / "source") == []

@@ -154,3 +154,19 @@ def test_an_adapter_alone_is_told_from_a_model(
     assert main(["convert", str(adapter), str(tmp_path / "out"), "--to", to]) == 2
     assert "is no model: it is an adapter" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_fuse_says_that_bf16_leaves_out_what_was_trained_through(
+    bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = AdapterConfig(modules=("q_proj",), through_int4=True)
+    adapter = write_adapter(bf16_folder, tmp_path / "through", config)
+    plain = write_adapter(bf16_folder, tmp_path / "plain", AdapterConfig(modules=("q_proj",)))
+    for each, to, told in (
+        (adapter, "bf16", True),
+        (adapter, "int4", False),
+        (plain, "bf16", False),
+    ):
+        out = tmp_path / f"{each.name}-{to}"
+        said = printed(capsys, "fuse", bf16_folder, each, out, "--to", to)
+        assert ("not the model that was trained" in said) is told

@@ -11,6 +11,7 @@ from typing import Any
 
 from mobilemoe_mlx.all_or_none import all_or_none
 from mobilemoe_mlx.checkpoint.check import Checkpoint
+from mobilemoe_mlx.checkpoint.rewrite import check_apart
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.export import manifest
 from mobilemoe_mlx.export.companions import write_companions
@@ -20,7 +21,7 @@ from mobilemoe_mlx.export.coreml.custom.layers import max_inline_bytes, write_cu
 from mobilemoe_mlx.export.coreml.options import ExportOptions
 from mobilemoe_mlx.export.coreml.save_program import write_program
 from mobilemoe_mlx.export.int4_source import open_source
-from mobilemoe_mlx.files import resolved
+from mobilemoe_mlx.files import output_folder, resolved
 
 # Of the program's text; S has 2.4 MB, L below 8.
 _PROGRAM_BYTES = 20_000_000
@@ -66,12 +67,13 @@ def export_coreml(
     options = options or ExportOptions()
     package = resolved(output)
     _check_output(package, force)
+    targets = [resources.resources_folder(package), package]
+    for target in targets:
+        check_apart(target, [checkpoint, *(place for place, _ in adapters)])
     source = open_source(checkpoint, quantize=quantize, adapters=adapters)
     source.args.check_routed_and_shared("A Core ML package")
     options.check(source.args)
-    _check_outside(resolved(source.folder), package)
     _check_disk(package, source, options)
-    targets = [resources.resources_folder(package), package]
     with all_or_none(targets, package.with_name(f".{package.name}.partial")) as work:
         written = work / package.name
         folder = resources.resources_folder(written)
@@ -101,6 +103,7 @@ def _check_output(package: Path, force: bool) -> None:
         raise UserError(
             f"{package.name}: the output must be a name that ends in .mlpackage, as S.mlpackage."
         )
+    output_folder(package.parent)
     folder = resources.resources_folder(package)
     for path, is_ours in ((package, _is_our_package), (folder, _is_our_folder)):
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -124,16 +127,6 @@ def _is_our_package(path: Path) -> bool:
 
 def _is_our_folder(path: Path) -> bool:
     return manifest.is_manifest(path / manifest.NAME, resources.FORMAT)
-
-
-def _check_outside(source: Path, package: Path) -> None:
-    folder = resources.resources_folder(package)
-    if source.is_relative_to(package) or source.is_relative_to(folder):
-        raise UserError(f"{package} would replace the checkpoint {source}: choose another name.")
-    if package.is_relative_to(source):
-        raise UserError(
-            f"{package} is inside {source}, which is read: choose a place outside that folder."
-        )
 
 
 def _check_disk(package: Path, source: Checkpoint, options: ExportOptions) -> None:

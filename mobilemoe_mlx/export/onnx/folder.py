@@ -75,11 +75,11 @@ def export_onnx(
     """
     options = options or ExportOptions()
     folder = files.resolved(output)
+    check_apart(folder, [checkpoint, *(place for place, _ in adapters)])
     _check_output(folder, force)
     source = open_source(checkpoint, quantize=quantize, adapters=adapters)
     source.args.check_routed_and_shared("An ONNX export")
     options.check(source.args)
-    check_apart(source.folder, folder)
     _check_disk(folder, source)
     # 1. What does not depend on the weights, since it may fail soonest.
     with whole_folder(folder) as new:
@@ -156,6 +156,7 @@ def _manifest(source: Checkpoint, options: ExportOptions, built: Built) -> dict[
 
 
 def _check_output(folder: Path, force: bool) -> None:
+    files.output_folder(folder.parent)
     if not folder.exists():
         return
     if folder.is_dir() and (not any(folder.iterdir())):

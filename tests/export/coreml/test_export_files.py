@@ -77,13 +77,16 @@ def test_checkpoint_inside_the_output_is_refused(int4_folder: Path, tmp_path: Pa
     manifest = {"format": "mobilemoe-coreml"}
     (tmp_path / "x-resources" / "manifest.json").write_text(json.dumps(manifest))
     source = tmp_path / "x-resources" / "checkpoint"
-    with pytest.raises(UserError, match="would replace the checkpoint"):
+    with pytest.raises(UserError, match="contains the source"):
         export_coreml(source, tmp_path / "x.mlpackage", OPTIONS, force=True)
 
 
-def test_output_inside_the_checkpoint_is_refused(int4_folder: Path) -> None:
+def test_output_inside_what_is_read_is_refused(int4_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is inside .*, which is read"):
         export_coreml(int4_folder, int4_folder / "x.mlpackage", OPTIONS)
+    adapter = tmp_path / "adapter"
+    with pytest.raises(UserError, match=r"is inside .*adapter, which is read"):
+        export_coreml(int4_folder, adapter / "x.mlpackage", OPTIONS, adapters=[(adapter, 1.0)])
 
 
 def test_too_little_disk_space(

@@ -179,6 +179,8 @@ def test_outputs_that_exist(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains the source"):
         copy = shutil.copytree(checkpoint, out / "inside")
         export_onnx(copy, out, PORTABLE, force=True)
+    with pytest.raises(UserError, match=r"out, which is read"):
+        export_onnx(checkpoint, out / "new", PORTABLE, adapters=[(out, 1.0)])
 
 
 def full(*_: object, **__: object) -> None:
