@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mobilemoe_mlx import chat_template, end_tokens, files
-from mobilemoe_mlx.all_or_none import all_or_none
+from mobilemoe_mlx.all_or_none import write_together
 from mobilemoe_mlx.chat_format import (
     BEGIN_OF_TEXT,
     CHAT_TEMPLATE,
@@ -211,9 +211,7 @@ def train_tokenizer(
         "tokenizer_config.json": json.dumps(config, indent=2).encode(),
         "special_tokens_map.json": json.dumps(special_tokens_map, indent=2).encode(),
     }
-    with all_or_none([folder / name for name in contents], folder / ".tokenizer.partial") as work:
-        for name, content in contents.items():
-            files.write(work / name, content)
+    write_together(folder, contents)
     return {
         "vocab_size": vocab_size,
         "texts": len(sample),

@@ -12,6 +12,7 @@ from mobilemoe_mlx.cli.adapter_argument import adapters, add_adapter_argument
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.cli.prompt_file import add_prompt_file_argument, read_prompt
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.png_pictures import check_can_draw
 
 DTYPES = ("float32", "float16", "bfloat16")
 _RANDOM_TOKENS = 128  # that gradients are compared on
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "coreml (default: by what it is, mlx for a checkpoint; docs/numerics.md)",
         )
     add_adapter_argument(parser)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of MLX (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of MLX (float32)")
     parser.add_argument("--torch-dtype", choices=DTYPES, help="of PyTorch (as --dtype)")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="the text to run on")
@@ -124,7 +125,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when beyond the tolerance."""
     check_json(args.json)
     _check_options(args)
-    output = None if args.output is None else files.output_folder(args.output)
+    output = None
+    if args.output is not None:
+        check_can_draw("--output")
+        output = files.output_folder(args.output)
     if args.prompt_file is not None:
         args.prompt = read_prompt(args.prompt_file)
     if args.backward or args.train_steps is not None:
@@ -187,7 +191,8 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
     folder = resolve(args.checkpoint)
     check_tolerance(args.tolerance)
     checkpoint = open_for_torch(folder)
-    types = {args.dtype, args.torch_dtype or args.dtype}
+    dtype = args.dtype or "float32"
+    types = {dtype, args.torch_dtype or dtype}
     if "float16" in types:
         raise UserError("Training computes in float32 or bfloat16: choose --dtype from them.")
     if args.capacity_factor is not None and args.capacity_factor <= 0:
@@ -206,7 +211,7 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
         gradients = compare_gradients(
             folder,
             tokens,
-            dtype=args.dtype,
+            dtype=dtype,
             torch_dtype=args.torch_dtype,
             quantize=args.qat,
             capacity_factor=args.capacity_factor,

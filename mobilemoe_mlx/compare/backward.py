@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import write_together
 from mobilemoe_mlx.compare.torch_checkpoint import DTYPES, load_torch_model
 from mobilemoe_mlx.compare.torch_training import trained, training_loss
 from mobilemoe_mlx.compare.training_side import TrainingType, gradients
@@ -99,12 +100,11 @@ class GradientComparison:
         return dict(json_values(content))
 
     def write(self, folder: Path) -> None:
-        """Write gradients.json and gradients.png into `folder`, creating it."""
+        """Write gradients.json and gradients.png into `folder`, creating it: both or none."""
         from mobilemoe_mlx.compare.training_pictures import draw_gradients  # matplotlib
 
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "gradients.json", self.to_dict())
-        files.write(folder / "gradients.png", draw_gradients(self))
+        record = files.json_text(self.to_dict()).encode()
+        write_together(folder, {"gradients.json": record, "gradients.png": draw_gradients(self)})
 
 
 def compare_gradients(

@@ -13,7 +13,7 @@ from mobilemoe_mlx.checkpoint.check import check_scales
 from mobilemoe_mlx.checkpoint.damage import check_finite
 from mobilemoe_mlx.compare.comparison import Comparison, compare_traces
 from mobilemoe_mlx.compare.greedy import choose, compare_choices, follow
-from mobilemoe_mlx.compare.open_side import kind_of, open_side
+from mobilemoe_mlx.compare.open_side import kind_of, open_side, reads_type
 from mobilemoe_mlx.compare.sequence import check_tolerance, sequence
 from mobilemoe_mlx.compare.side import Side
 from mobilemoe_mlx.compare.vocabulary import check_vocabulary
@@ -37,7 +37,7 @@ def compare_models(
     engine_a: str | None = None,
     engine_b: str | None = None,
     adapters: Adapters = (),
-    dtype: str = "float32",
+    dtype: str | None = None,
     torch_dtype: str | None = None,
     prompt: str | None = None,
     num_tokens: int | None = None,
@@ -49,8 +49,9 @@ def compare_models(
     """Compare `a` with `b`, each a checkpoint, an ONNX folder or a Core ML package.
 
     `b`: None for `a` itself, by default in PyTorch. `engine_a`, `engine_b`: see `open_side`;
-    `dtype` and `torch_dtype` (None: as `dtype`) are those of "mlx" and "torch" where the engine
-    names none. `adapters`: folders with weights, added to `a`, and to `b` where that is `a`.
+    `dtype` (None: float32) and `torch_dtype` (None: as `dtype`) are those of "mlx" and "torch"
+    where the engine names none, and belong to such a side. `adapters`: folders with weights, added
+    to `a`, and to `b` where that is `a`.
     The sequence is `prompt`, tokenised, or `num_tokens` random tokens drawn with `seed` (None:
     RANDOM_TOKENS, or fewer where a side has no room); both continue it by up to `greedy_tokens`.
     `tolerance`: replaces the limit of the coarser side; two different models are judged by it
@@ -61,7 +62,7 @@ def compare_models(
     check_tolerance(tolerance)
     if greedy_tokens < 0:
         raise UserError(f"{greedy_tokens} greedy tokens: the number must be 0 or more.")
-    types = {"mlx": dtype, "torch": torch_dtype or dtype}
+    types = {"mlx": dtype or "float32", "torch": torch_dtype or dtype or "float32"}
     for name in types.values():
         if name not in COMPARE_LIMITS:
             raise UserError(
@@ -75,6 +76,17 @@ def compare_models(
                 "(--engine-b)."
             )
         engine_b = "torch"
+    asked = {reads_type(a, engine_a), reads_type(b or a, engine_b)}
+    if dtype is not None and not asked & ({"mlx"} if torch_dtype else {"mlx", "torch"}):
+        raise UserError(
+            f"--dtype {dtype} is of MLX and PyTorch, and no side of this comparison would compute "
+            "in it: leave it out, or choose such a side (--engine-a, --engine-b)."
+        )
+    if torch_dtype is not None and "torch" not in asked:
+        raise UserError(
+            f"--torch-dtype {torch_dtype} is of PyTorch, and no side of this comparison would "
+            "compute in it: leave it out, or choose such a side (--engine-b torch)."
+        )
     is_same = b is None or b.resolve() == a.resolve()
     sides = (
         open_side(a, engine_a, types, adapters),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import write_together
 from mobilemoe_mlx.compare.greedy import GreedyAgreement
 from mobilemoe_mlx.compare.side import Side
 from mobilemoe_mlx.compare.versions import versions
@@ -110,12 +111,11 @@ class Comparison:
         return cast(dict[str, Any], json_values(content))
 
     def write(self, folder: Path) -> None:
-        """Write compare.json and compare.png into `folder`, creating it."""
+        """Write compare.json and compare.png into `folder`, creating it: both or none."""
         from mobilemoe_mlx.compare.picture import draw  # matplotlib
 
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "compare.json", self.to_dict())
-        files.write(folder / "compare.png", draw(self))
+        record = files.json_text(self.to_dict()).encode()
+        write_together(folder, {"compare.json": record, "compare.png": draw(self)})
 
 
 def compare_traces(

@@ -21,6 +21,8 @@ ENGINES = {
     "coreml": ("declared", "float32"),
 }
 
+_TYPED = ("mlx", "torch")  # those whose precisions are floating-point types
+
 # What a path is -> the engines that compute it, the default first.
 _OF_KIND = {
     "a checkpoint": ("mlx", "torch", "cpu"),
@@ -43,7 +45,7 @@ def open_side(
     is not known, does not compute this, or is not installed, and for all that is wrong with `path`.
     """
     kind = kind_of(path)
-    name, precision = _parse(engine or _OF_KIND[kind][0])
+    name, precision = _asked(path, engine)
     if name not in _OF_KIND[kind]:
         first = _EXPORT_FIRST.get(name) if kind == "a checkpoint" else None
         raise UserError(
@@ -71,6 +73,19 @@ def open_side(
     from mobilemoe_mlx.compare.mlx_side import mlx_side
 
     return mlx_side(path, dtype, adapters)
+
+
+def reads_type(path: Path, engine: str | None) -> str | None:
+    """The engine whose entry of `types` decides the precision that `open_side` computes in.
+
+    None where `engine` names one itself, or has precisions that are no floating-point types.
+    """
+    name, precision = _asked(path, engine)
+    return name if precision is None and name in _TYPED else None
+
+
+def _asked(path: Path, engine: str | None) -> tuple[str, str | None]:
+    return _parse(engine or _OF_KIND[kind_of(path)][0])
 
 
 def kind_of(path: Path) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from mobilemoe_mlx.png_pictures import png_bytes
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.compare.comparison import Comparison
@@ -28,10 +30,11 @@ def draw(report: Comparison) -> bytes:
     every = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, panel in zip(every, panels, strict=True):
         panel(axes, report)
-        if report.layers and panel is not _divergence:
+        if panel is _divergence:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        elif report.layers:
             axes.set_xlim(-0.3, len(report.layers) + 0.3)  # layers and logits, one below the other
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return png(figure)
+    return png_bytes(figure)
 
 
 def _errors(axes: Axes, report: Comparison) -> None:
@@ -48,7 +51,9 @@ def _errors(axes: Axes, report: Comparison) -> None:
     axes.axhline(limit, color="0.5", linestyle="--", label=f"{what} (logits, {measure})")
     axes.set_yscale("log")
     axes.set_ylabel("relative error")
-    axes.set_xlabel("layer; the last points: logits" if shown else "logits")
+    layers = _ticks(end) if shown else []
+    axes.set_xticks([*layers, end], [*map(str, layers), "logits"])
+    axes.set_xlabel("layer" if shown else "")
     axes.legend()
 
 
@@ -57,8 +62,14 @@ def _experts(axes: Axes, report: Comparison) -> None:
     agreement = [100 * (row.selection_agreement or 0) for row in report.layers]
     axes.plot(layers, agreement, marker="o")
     axes.set_ylim(min(agreement) - 1, 100.5)
+    axes.set_xticks(_ticks(len(layers)))
     axes.set_ylabel("same experts, %")
     axes.set_xlabel("layer")
+
+
+def _ticks(layers: int) -> list[int]:
+    """The layers whose numbers are written, at most ten of them."""
+    return list(range(0, layers, max(1, math.ceil(layers / 10))))
 
 
 def _divergence(axes: Axes, report: Comparison) -> None:
@@ -66,10 +77,3 @@ def _divergence(axes: Axes, report: Comparison) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("KL(B || A), nats")
     axes.set_xlabel("token")
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as the file that reports write."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import write_together
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.compare.torch_checkpoint import load_torch_model
 from mobilemoe_mlx.compare.torch_training import TorchStep, TorchTrainer, trained
@@ -106,12 +107,11 @@ class StepsComparison:
         return dict(json_values({**dataclasses.asdict(self), "passed": self.passed}))
 
     def write(self, folder: Path) -> None:
-        """Write steps.json and steps.png into `folder`, creating it."""
+        """Write steps.json and steps.png into `folder`, creating it: both or none."""
         from mobilemoe_mlx.compare.training_pictures import draw_steps  # matplotlib
 
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "steps.json", self.to_dict())
-        files.write(folder / "steps.png", draw_steps(self))
+        record = files.json_text(self.to_dict()).encode()
+        write_together(folder, {"steps.json": record, "steps.png": draw_steps(self)})
 
 
 def compare_steps(

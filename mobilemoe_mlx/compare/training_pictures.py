@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mobilemoe_mlx.compare.picture import FLOOR, png
+from mobilemoe_mlx.compare.picture import FLOOR
+from mobilemoe_mlx.png_pictures import png_bytes
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.compare.backward import GradientComparison
@@ -36,7 +37,7 @@ def draw_gradients(report: GradientComparison) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     axes.set_title(f"{report.checkpoint}: gradients, MLX against PyTorch")
-    return png(figure)
+    return png_bytes(figure)
 
 
 def draw_steps(report: StepsComparison) -> bytes:
@@ -60,7 +61,7 @@ def draw_steps(report: StepsComparison) -> bytes:
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.legend()
     top.set_title(f"{report.checkpoint}: the same training in both")
-    return png(figure)
+    return png_bytes(figure)
 
 
 def _kind(name: str) -> str | None:

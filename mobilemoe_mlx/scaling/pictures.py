@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import write_together
 from mobilemoe_mlx.png_pictures import png_bytes
 from mobilemoe_mlx.scaling.compare import Costed
 from mobilemoe_mlx.scaling.design import Bounds, Space, best_of_each, bounds_of
@@ -22,14 +23,9 @@ EXPERTS = (1, 2, 4, 8, 16, 32)
 
 
 def write(folder: Path | str, pictures: dict[str, bytes]) -> list[Path]:
-    """Write name -> PNG into `folder`, which is made where it is absent."""
-    folder = files.user_path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, content in pictures.items():
-        paths.append(folder / f"{name}.png")
-        files.write(paths[-1], content)
-    return paths
+    """Write name -> PNG into `folder`, which is made where it is absent: all of them or none."""
+    named = {f"{name}.png": content for name, content in pictures.items()}
+    return write_together(files.user_path(folder), named)
 
 
 def of_law(law: Law, tokens: float) -> dict[str, bytes]:

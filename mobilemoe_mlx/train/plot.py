@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mobilemoe_mlx import files
+from mobilemoe_mlx.all_or_none import write_together
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.png_pictures import png_bytes
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import STAGE_TITLES
 from mobilemoe_mlx.train.run_folder import RunFolder
@@ -23,11 +24,10 @@ def plot_run(run: Path | str, output: Path | str | None = None) -> list[Path]:
     run = files.user_path(run)
     output = files.user_path(output) if output is not None else run
     records = _read(run)
-    output.mkdir(parents=True, exist_ok=True)
-    pictures = [_losses(records, output / "losses.png")]
+    pictures = {"losses.png": _losses(records)}
     if any("load" in row for rows in records.values() for row in rows):
-        pictures.append(_expert_load(records, output / "expert-load.png"))
-    return pictures
+        pictures["expert-load.png"] = _expert_load(records)
+    return write_together(output, pictures)
 
 
 def curves(run: Path | str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _losses(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
+def _losses(records: dict[str, list[dict[str, Any]]]) -> bytes:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     offset, colours = 0, plt.get_cmap("viridis")(np.linspace(0.1, 0.8, len(STAGE_TITLES)))
@@ -90,15 +90,13 @@ def _losses(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
     axes.plot([], [], "o--", color="grey", markersize=4, linewidth=0.8, label="held-out")
     axes.set(xlabel="step, over the stages", ylabel="cross-entropy (nats a token)")
     axes.legend()
-    _save(plt, figure, path)
-    return path
+    return _png(plt, figure)
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+def _png(plt: Any, figure: Any) -> bytes:
+    content = png_bytes(figure)
     plt.close(figure)
-    files.write(path, content.getvalue())
+    return content
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -110,7 +108,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-def _expert_load(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
+def _expert_load(records: dict[str, list[dict[str, Any]]]) -> bytes:
     plt = _pyplot()
     last = {
         stage: np.array(next(row["load"] for row in reversed(rows) if "load" in row))
@@ -126,5 +124,4 @@ def _expert_load(records: dict[str, list[dict[str, Any]]], path: Path) -> Path:
         axis.set(title=STAGE_TITLES[stage], ylabel="layer")
         figure.colorbar(image, ax=axis, label="load / mean")
     axes[-1, 0].set_xlabel("routed expert")
-    _save(plt, figure, path)
-    return path
+    return _png(plt, figure)

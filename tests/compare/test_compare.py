@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,12 +14,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import matplotlib.figure  # noqa: E402
 import matplotlib.image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from small_model import small_args  # noqa: E402
 
+from mobilemoe_mlx import files  # noqa: E402
 from mobilemoe_mlx.checkpoint.rewrite import convert  # noqa: E402
 from mobilemoe_mlx.cli.main import main  # noqa: E402
+from mobilemoe_mlx.compare import picture  # noqa: E402
 from mobilemoe_mlx.compare.compare_models import compare_models  # noqa: E402
 from mobilemoe_mlx.compare.comparison import Comparison, compare_traces  # noqa: E402
 from mobilemoe_mlx.compare.side import Side  # noqa: E402
@@ -245,12 +249,76 @@ def test_json_and_picture_are_written(folders: dict[str, Path], tmp_path: Path):
     written = json.loads((tmp_path / "new" / "folder" / "compare.json").read_text())
     assert written == json.loads(json.dumps(result.to_dict()))
     assert written["passed"] and len(written["layers"]) == ARGS.num_hidden_layers
-    picture = matplotlib.image.imread(tmp_path / "new" / "folder" / "compare.png")
-    assert picture.shape[0] > 400 and picture.std() > 0
+    drawn = matplotlib.image.imread(tmp_path / "new" / "folder" / "compare.png")
+    assert drawn.shape[0] > 400 and drawn.std() > 0
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == [
         "compare.json",
         "compare.png",
     ]
+
+
+def test_json_and_picture_appear_together_or_not_at_all(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    result = compare_models(folders["int4"], num_tokens=2, greedy_tokens=0)
+    real = files.write
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(UserError, match=r"compare.png could not be written \(No space left"):
+        result.write(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_picture_names_layers_and_logits(folders: dict[str, Path]):
+    """The points of the logits lie where one more layer would be, which is no layer."""
+    result = compare_models(folders["int4"], num_tokens=2, greedy_tokens=0)
+    names = {}
+    for panel in (picture._errors, picture._experts):
+        axes = matplotlib.figure.Figure().subplots()
+        panel(axes, result)
+        names[panel] = [text.get_text() for text in axes.get_xticklabels()]
+    layers = [str(layer) for layer in range(ARGS.num_hidden_layers)]
+    assert names == {picture._errors: [*layers, "logits"], picture._experts: layers}
+    assert picture._ticks(24) == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_compared(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("mobilemoe_mlx.compare.compare_models.compare_models", None)
+    call = ["compare", str(folders["int4"]), "--output", str(tmp_path / "new" / "folder")]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+        assert main(call) == 2
+    assert f"The folder {tmp_path} may not be written to" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(call) == 2
+    assert "--output needs matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--engine-a cpu --engine-b cpu:exact --dtype bfloat16", "--dtype bfloat16 is of MLX"),
+        ("--engine-a mlx:float16 --engine-b cpu --dtype float32", "no side of this comparison"),
+        ("--engine-a cpu --dtype float16 --torch-dtype float32", "--dtype float16 is of MLX"),
+        ("--engine-b cpu --torch-dtype float32", "--torch-dtype float32 is of PyTorch"),
+        ("--engine-b torch:float32 --torch-dtype float32", "--torch-dtype float32 is of PyTorch"),
+    ],
+)
+def test_a_type_that_no_side_would_compute_in_is_refused(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], options: str, message: str
+):
+    assert main(["compare", str(folders["int4"]), "--tokens", "2", *options.split()]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_command_prints_and_exits_by_the_tolerance(
