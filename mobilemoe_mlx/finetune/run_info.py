@@ -70,7 +70,7 @@ def describe_finetuning(path: Path | str) -> FinetuneInfo:
     about = record.get("about", {})
     commands: list[str] = []
     if stage.is_finished:
-        commands = _commands(stage.result, about.get("form"))
+        commands = _commands(stage.result, about.get("form"), record.get("method"))
     return FinetuneInfo(
         run=info,
         base=str(about.get("base", "")),
@@ -90,9 +90,14 @@ def _last(rows: list[dict[str, Any]], name: str) -> Any:
     return next((row[name] for row in reversed(rows) if name in row), None)
 
 
-def _commands(result: Path, form: str | None) -> list[str]:
+def _commands(result: Path, form: str | None, method: str | None) -> list[str]:
     """What to type to use an adapter, or a model, that a run left."""
     if result.name == "adapter":
         return describe_adapter(result).next_commands()
     use = ["generate", str(result), "--prompt", "The"] if form == "text" else ["chat", str(result)]
-    return [shlex.join(["mobilemoe", *use])]
+    mlx, package = result.with_name("mlx"), result.with_name("model.mlpackage")
+    export = ["export", "coreml", str(result), str(package)]
+    if method != "qat":
+        export.append("--quantize")  # it is BF16, and packages hold INT4
+    convert = ["convert", str(result), str(mlx), "--to", "mlx"]
+    return [shlex.join(["mobilemoe", *words]) for words in (use, export, convert)]

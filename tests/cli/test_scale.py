@@ -155,3 +155,15 @@ def test_mistakes_are_told(
 def test_bare_scale_lists_its_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     out = scale(capsys, "")
     assert all(task in out for task in ("predict", "design", "sweep", "fit", "compare"))
+
+
+def test_a_sweep_speaks_of_its_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text("[[grids]]\nE = [1]\nsizes = [[64, 1]]\ntokens = [100]\n")
+    line = ["scale", "sweep", str(grid), "--plan"]
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert "warmup_steps" in error and 'goes into the grid\'s set = ["..."]' in error
+    (tmp_path / "file").touch()
+    assert main([*line, "--run", str(tmp_path / "file")]) == 2
+    assert f"mobilemoe: {tmp_path / 'file'} is a file: choose" in capsys.readouterr().err

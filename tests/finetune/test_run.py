@@ -27,6 +27,7 @@ from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.finetune.machine_memory import MachineMemory
 from mobilemoe_mlx.finetune.run import FinetuneOptions, finetune
+from mobilemoe_mlx.finetune.run_info import describe_finetuning
 from mobilemoe_mlx.train import state
 from mobilemoe_mlx.train.metrics import read_metrics
 from mobilemoe_mlx.train.recipe import load_recipe
@@ -141,6 +142,12 @@ def test_whole_weights_are_a_model(bf16_folder, conversations, tmp_path, method:
     tokens = mx.array([[3, 4, 5, 6]])
     difference = mx.abs(trained(tokens) - base(tokens)).max().item()
     assert difference > 0 and np.isfinite(difference)
+    quantize = "" if method == "qat" else " --quantize"
+    assert describe_finetuning(folder.parent).next == [
+        f"mobilemoe chat {folder}",
+        f"mobilemoe export coreml {folder} {tmp_path}/run/model.mlpackage{quantize}",
+        f"mobilemoe convert {folder} {tmp_path}/run/mlx --to mlx",
+    ]
 
 
 def test_resuming_a_finished_run_does_nothing(finished, bf16_folder, conversations):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mobilemoe_mlx import mlx_on_linux, text_table
+from mobilemoe_mlx import files, mlx_on_linux, text_table
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
+from mobilemoe_mlx.errors import UserError
 
 if TYPE_CHECKING:
     from mobilemoe_mlx.scaling.sweep_grid import Plan
@@ -36,14 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the task; after a signal, returns 130 or 143 with everything saved."""
     check_json(args.json)
+    if args.run is not None:
+        files.output_folder(args.run)
     if advice := mlx_on_linux.prepare():
         print(f"mobilemoe: {advice}", file=sys.stderr)
-    from mobilemoe_mlx import files
     from mobilemoe_mlx.scaling.sweep import sweep
     from mobilemoe_mlx.scaling.sweep_grid import read_plan
     from mobilemoe_mlx.train.signals import Stopped
 
-    plan = read_plan(args.grid)
+    with _of_a_grid():
+        plan = read_plan(args.grid)
     output = sys.stderr if prints_json(args.json) else sys.stdout
     if args.plan:
         print(_table(plan), file=output)
@@ -55,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = args.run or f"runs/sweep-{plan.name}"
     try:
-        results = sweep(plan, folder, say=say)
+        with _of_a_grid():
+            results = sweep(plan, folder, say=say)
     except Stopped as stopped:
         again = shlex.join(["mobilemoe", "scale", "sweep", args.grid, "--run", folder])
         say(f"Stopped; what was trained is saved. Go on with:\n  {again}")
@@ -64,6 +70,17 @@ def run(args: argparse.Namespace) -> int:
     rows = files.read_text(results).splitlines() if results.is_file() else []
     write_json(args.json, [files.parse_json(row, str(results)) for row in rows])
     return 0
+
+
+@contextlib.contextmanager
+def _of_a_grid() -> Iterator[None]:
+    """What is wrong with a recipe is told with the option of `mobilemoe train` that mends it."""
+    try:
+        yield
+    except UserError as error:
+        if "--set " not in str(error):
+            raise
+        raise UserError(f'{error} What --set takes goes into the grid\'s set = ["..."].') from None
 
 
 def _table(plan: Plan) -> str:
