@@ -191,7 +191,7 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
     folder = resolve(args.checkpoint)
     check_tolerance(args.tolerance)
     checkpoint = open_for_torch(folder)
-    dtype = args.dtype or "float32"
+    dtype: Any = args.dtype or "float32"
     types = {dtype, args.torch_dtype or dtype}
     if "float16" in types:
         raise UserError("Training computes in float32 or bfloat16: choose --dtype from them.")
