@@ -199,6 +199,11 @@ def _compare_training(args: argparse.Namespace, output: Path | None) -> int:
         raise UserError(
             f"--capacity-factor {args.capacity_factor:g}: give a number above 0, like 1.5."
         )
+    if args.capacity_factor is not None and not checkpoint.args.num_local_experts:
+        raise UserError(
+            f"{args.checkpoint} is dense and has no experts that could be full: leave out "
+            "--capacity-factor."
+        )
     if args.backward:
         from mobilemoe_mlx.compare.backward import compare_gradients
         from mobilemoe_mlx.compare.sequence import sequence

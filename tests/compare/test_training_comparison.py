@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mobilemoe_mlx.capacity import within_capacity  # noqa: E402
+from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint  # noqa: E402
 from mobilemoe_mlx.cli.main import main  # noqa: E402
 from mobilemoe_mlx.compare import backward, steps, torch_training  # noqa: E402
 from mobilemoe_mlx.compare.backward import compare_gradients  # noqa: E402
@@ -164,3 +166,13 @@ def test_the_command_writes_both_reports(bf16_folder, tmp_path, capsys):
 def test_mistakes_are_sentences(bf16_folder, capsys, options, sentence):
     assert main(["compare", str(bf16_folder), *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_dense_model_has_no_capacity(tmp_path, tiny_args, capsys):
+    sizes = {"num_local_experts": 0, "num_experts_per_tok": 0, "intermediate_size": 0}
+    args = dataclasses.replace(tiny_args, **sizes)
+    write_random_checkpoint(tmp_path / "dense", args, seed=1, quantized=False)
+    command = ["compare", str(tmp_path / "dense"), "--backward", "--tokens", "4"]
+    assert main([*command, "--capacity-factor", "1.5"]) == 2
+    assert "dense and has no experts that could be full: leave out" in capsys.readouterr().err
+    assert main(command) == 0
