@@ -63,7 +63,7 @@ def test_a_full_disk_is_told_with_the_picture(tmp_path: Path, monkeypatch, capsy
 
     monkeypatch.setattr("mobilemoe_mlx.files.os.fsync", full)
     assert main(["plot", str(tmp_path)]) == 2
-    assert "losses.png: No space left on device" in capsys.readouterr().err
+    assert "expert-load.png could not be written (No space left" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
