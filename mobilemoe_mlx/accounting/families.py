@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mobilemoe_mlx import tables
@@ -17,16 +18,18 @@ _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attent
 def read_architecture(config: dict[str, Any], where: str = "config.json") -> Architecture:
     """The architecture that a config.json describes: Llama, MobileLLM-Pro, OLMoE, Gemma 3, Qwen3.5.
 
-    Of a model that also sees, its text model. What a field means where it is absent is what
-    transformers takes. Raises UserError, naming `where`, for another family, and for a field that
-    is missing or senseless.
+    Of a model that also sees, its text model. A field that is absent has transformers' default of
+    the family, but for hidden size, layers and the feed-forward layer, which no published config
+    leaves out. Raises UserError, naming `where`, for another family, and for a field that is
+    missing or senseless.
     """
-    fields = _Fields(config, where)
     for key in (config.get("model_type"), *_names(config.get("architectures"))):
         if isinstance(key, str) and key in _FAMILIES:
-            if isinstance(config.get("text_config"), dict):
-                fields = _Fields(config["text_config"], f"{where}: text_config", config)
-            return _FAMILIES[key](fields)
+            family, defaults = _FAMILIES[key]
+            text = config.get("text_config")
+            if isinstance(text, dict):
+                return family(_Fields(text, f"{where}: text_config", defaults, config))
+            return family(_Fields(config, where, defaults))
     raise UserError(
         f"{where}: model_type is {config.get('model_type')!r}; known are mobilemoe, "
         f"{', '.join(sorted(_FAMILIES))}."
@@ -41,15 +44,21 @@ class _Fields:
     """The fields of a config, checked as they are asked for."""
 
     def __init__(
-        self, values: dict[str, Any], where: str, outer: dict[str, Any] | None = None
+        self,
+        values: dict[str, Any],
+        where: str,
+        defaults: Mapping[str, int],
+        outer: dict[str, Any] | None = None,
     ) -> None:
         self.values = {**(outer or {}), **values}  # the outer one may hold tie_word_embeddings
         self.where = where
+        self.defaults = defaults
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A count of one at least; `default` where the field is absent or null."""
+        """A count of one at least; where it is absent or null, the family's or else `default`."""
         value = self.values.get(name)
         if value is None:
+            default = self.defaults.get(name, default)
             if default is None:
                 raise UserError(f"{self.where}: the field {name} is missing.")
             return default
@@ -102,15 +111,24 @@ class _Fields:
             layers=tuple(layers),
         )
 
-    def head_features(self, head_dim: int | None = None) -> tuple[int, int, int]:
+    def head_features(self) -> tuple[int, int, int]:
         """Features of one head, of all queries, and of all keys (or values)."""
         heads = self.size("num_attention_heads")
-        each = self.size("head_dim", head_dim or self.size("hidden_size") // heads)
+        each = self.size("head_dim", self.size("hidden_size") // heads)
         return each, heads * each, self.size("num_key_value_heads", heads) * each
 
-    def feed_forward(self) -> int:
-        """Parameters of a gated feed-forward layer: gate, up and down."""
-        return 3 * self.size("hidden_size") * self.size("intermediate_size")
+    def feed_forward(self, width: str = "intermediate_size") -> int:
+        """Parameters of a gated feed-forward layer of that width: gate, up and down."""
+        return 3 * self.size("hidden_size") * self.size(width)
+
+    def experts(self) -> tuple[int, int]:
+        """Routed experts, and how many of them a token selects."""
+        experts, selected = self.size("num_experts"), self.size("num_experts_per_tok")
+        if selected > experts:
+            raise UserError(
+                f"{self.where}: num_experts_per_tok ({selected}) is above num_experts ({experts})."
+            )
+        return experts, selected
 
 
 def _llama(fields: _Fields) -> Architecture:
@@ -142,11 +160,7 @@ def _mobilellm_pro(fields: _Fields) -> Architecture:
 def _olmoe(fields: _Fields) -> Architecture:
     """Every layer routes; queries and keys are normed over all heads together."""
     hidden, (_, query, kv) = fields.size("hidden_size"), fields.head_features()
-    experts, selected = fields.size("num_experts"), fields.size("num_experts_per_tok")
-    if selected > experts:
-        raise UserError(
-            f"{fields.where}: num_experts_per_tok ({selected}) is above num_experts ({experts})."
-        )
+    experts, selected = fields.experts()
     layer = Layer(
         packed=2 * hidden * (query + kv),
         vectors=2 * hidden + query + kv + (query + 2 * kv + hidden) * fields.flag("attention_bias"),
@@ -162,7 +176,7 @@ def _olmoe(fields: _Fields) -> Architecture:
 
 def _gemma3(fields: _Fields) -> Architecture:
     """Four norms a layer, and one of a head's size for queries and keys each."""
-    hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features(256)
+    hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features()
     every = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
     usual = [_SLIDING if (i + 1) % every else _FULL for i in range(fields.layers())]
     biases = (query + 2 * kv + hidden) * fields.flag("attention_bias")
@@ -172,7 +186,7 @@ def _gemma3(fields: _Fields) -> Architecture:
             vectors=4 * hidden + 2 * head + biases,
             query_features=query,
             key_value_features=kv,
-            window=fields.size("sliding_window", 4096) if kind == _SLIDING else None,
+            window=fields.size("sliding_window") if kind == _SLIDING else None,
         )
         for kind in fields.layer_types(usual, (_FULL, _SLIDING))
     ]
@@ -181,18 +195,42 @@ def _gemma3(fields: _Fields) -> Architecture:
 
 def _qwen3_5(fields: _Fields) -> Architecture:
     """Gated attention in every fourth layer, gated delta rules in the others."""
+    return _qwen3_5_layers(fields, lambda layer: _plus(layer, packed=fields.feed_forward()))
+
+
+def _qwen3_5_moe(fields: _Fields) -> Architecture:
+    """The same layers, each with routed experts and a shared one whose output is gated."""
+    experts, selected = fields.experts()
+
+    def routed(layer: Layer) -> Layer:
+        return dataclasses.replace(
+            _plus(layer, packed=fields.feed_forward("shared_expert_intermediate_size")),
+            router=(experts + 1) * fields.size("hidden_size"),  # one row is the shared one's gate
+            expert=fields.feed_forward("moe_intermediate_size"),
+            experts=experts,
+            experts_per_token=selected,
+        )
+
+    return _qwen3_5_layers(fields, routed)
+
+
+def _qwen3_5_layers(fields: _Fields, with_feed_forward: Callable[[Layer], Layer]) -> Architecture:
     every = fields.size("full_attention_interval", 4)
     usual = [_LINEAR if (i + 1) % every else _FULL for i in range(fields.layers())]
     kinds = fields.layer_types(usual, (_FULL, _LINEAR))
     of = {_FULL: _qwen3_5_attention, _LINEAR: _qwen3_5_delta_rule}
-    return fields.architecture([of[kind](fields) for kind in kinds], tied=False)
+    layers = {kind: with_feed_forward(of[kind](fields)) for kind in set(kinds)}
+    return fields.architecture([layers[kind] for kind in kinds], tied=False)
+
+
+def _plus(layer: Layer, *, packed: int) -> Layer:
+    return dataclasses.replace(layer, packed=layer.packed + packed)
 
 
 def _qwen3_5_attention(fields: _Fields) -> Layer:
-    hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features(256)
+    hidden, (head, query, kv) = fields.size("hidden_size"), fields.head_features()
     return Layer(
-        # Queries come with as many gates.
-        packed=hidden * (3 * query + 2 * kv) + fields.feed_forward(),
+        packed=hidden * (3 * query + 2 * kv),  # queries come with as many gates
         vectors=2 * hidden
         + 2 * head
         + (2 * query + 2 * kv + hidden) * fields.flag("attention_bias"),
@@ -202,17 +240,15 @@ def _qwen3_5_attention(fields: _Fields) -> Layer:
 
 
 def _qwen3_5_delta_rule(fields: _Fields) -> Layer:
-    hidden, heads = fields.size("hidden_size"), fields.size("linear_num_value_heads", 32)
-    key_head, value_head = (
-        fields.size("linear_key_head_dim", 128),
-        fields.size("linear_value_head_dim", 128),
-    )
-    keys, values = fields.size("linear_num_key_heads", 16) * key_head, heads * value_head
-    convolved, kernel = 2 * keys + values, fields.size("linear_conv_kernel_dim", 4)
+    hidden, heads = fields.size("hidden_size"), fields.size("linear_num_value_heads")
+    key_head = fields.size("linear_key_head_dim")
+    value_head = fields.size("linear_value_head_dim")
+    keys, values = fields.size("linear_num_key_heads") * key_head, heads * value_head
+    convolved, kernel = 2 * keys + values, fields.size("linear_conv_kernel_dim")
     state = heads * key_head * value_head
     return Layer(
         # Queries, keys and values; their gate; two rates a head; the way out.
-        packed=hidden * (convolved + values + 2 * heads + values) + fields.feed_forward(),
+        packed=hidden * (convolved + values + 2 * heads + values),
         vectors=2 * hidden + convolved * kernel + 2 * heads + value_head,
         state=state + convolved * kernel,
         # The state is decayed (1 each), read with the key, corrected and read with the query (2
@@ -221,12 +257,54 @@ def _qwen3_5_delta_rule(fields: _Fields) -> Layer:
     )
 
 
-_FAMILIES: dict[str, Callable[[_Fields], Architecture]] = {
-    "llama": _llama,
-    "MobileLLMP1ForCausalLM": _mobilellm_pro,  # by its class: its code comes with its checkpoint
-    "olmoe": _olmoe,
-    "gemma3_text": _gemma3,
-    "gemma3": _gemma3,
-    "qwen3_5_text": _qwen3_5,
-    "qwen3_5": _qwen3_5,
+# What transformers takes where a config.json says nothing. Heads of keys and values that are not
+# here are as many as of queries.
+_LLAMA = {"vocab_size": 32000, "num_attention_heads": 32, "max_position_embeddings": 2048}
+_OLMOE = {
+    "vocab_size": 50304,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+}
+_GEMMA3 = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 4096,
+    "max_position_embeddings": 131072,
+}
+_QWEN3_5 = {
+    "vocab_size": 248320,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+_QWEN3_5_MOE = {
+    **_QWEN3_5,
+    "num_key_value_heads": 2,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+
+_FAMILIES: dict[str, tuple[Callable[[_Fields], Architecture], Mapping[str, int]]] = {
+    "llama": (_llama, _LLAMA),
+    # By its class: its code, and with it the defaults, come with its checkpoint.
+    "MobileLLMP1ForCausalLM": (_mobilellm_pro, {}),
+    "olmoe": (_olmoe, _OLMOE),
+    "gemma3_text": (_gemma3, _GEMMA3),
+    "gemma3": (_gemma3, _GEMMA3),
+    "qwen3_5_text": (_qwen3_5, _QWEN3_5),
+    "qwen3_5": (_qwen3_5, _QWEN3_5),
+    "qwen3_5_moe_text": (_qwen3_5_moe, _QWEN3_5_MOE),
+    "qwen3_5_moe": (_qwen3_5_moe, _QWEN3_5_MOE),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, _whole_number)
         self.register("type", float, _finite_number)
         self._given: set[argparse.Action] = set()  # the options of the line that is parsed
+        # argparse's own takes -3e8 or -5GB for an option, not for a value that can be refused.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

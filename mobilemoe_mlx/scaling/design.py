@@ -1,8 +1,7 @@
 """Which shape to build: the lowest predicted loss under a memory bound and a compute bound.
 
-The law gives the loss of active parameters, tokens and E / k; `granularity` what g adds. The paper
-has a shared expert lower the loss without saying by how much that could be used here (of its fit
-over s only one coefficient was to be found), so a shape that can have a shared expert has one.
+The law gives the loss of active parameters, tokens and E / k; `granularity` what g and a shared
+expert add.
 """
 
 from __future__ import annotations
@@ -14,14 +13,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mobilemoe_mlx.accounting.architecture import Architecture, mobilemoe
+from mobilemoe_mlx.accounting.architecture import Architecture
 from mobilemoe_mlx.accounting.cost import cost
 from mobilemoe_mlx.config import PRESETS, ModelArgs, preset
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.scaling.devices import Device
-from mobilemoe_mlx.scaling.granularity import RELATIVE_TIME, loss_against_reference
+from mobilemoe_mlx.scaling.granularity import (
+    RELATIVE_TIME,
+    WITHOUT_SHARED,
+    loss_against_reference,
+)
 from mobilemoe_mlx.scaling.law import PAPER, Law
-from mobilemoe_mlx.scaling.shape import WIDTH_STEP, Shape, can_share, fits_groups
+from mobilemoe_mlx.scaling.shape import (
+    CONTEXT,
+    SHARED_UNITS,
+    WIDTH_STEP,
+    Shape,
+    can_share,
+    fits_groups,
+)
 
 # Training tokens where none are named: the most that the paper's law was fitted on.
 DEFAULT_TOKENS = PAPER.fitted_on.tokens[1]
@@ -40,6 +50,7 @@ class Space:
     experts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # E / k
     active: tuple[int, ...] = (1, 2, 4)  # k
     granularities: tuple[int, ...] = tuple(RELATIVE_TIME)
+    shared: tuple[bool, ...] = (True, False)  # with a shared expert, where there can be one
 
     def __post_init__(self) -> None:
         for name, values in (("E / k", self.experts), ("k", self.active)):
@@ -50,6 +61,11 @@ class Space:
             if g not in RELATIVE_TIME:
                 known = ", ".join(map(str, RELATIVE_TIME))
                 raise UserError(f"g = {g}: known of a granularity's price are {known}.")
+        if not any(True for _ in self.choices()):
+            raise UserError(
+                "None of these shapes can have a shared expert: it takes the place of "
+                f"{SHARED_UNITS} of g times k active experts, and one must be left to select."
+            )
 
     def choices(self) -> Iterator[tuple[int, int, int, bool]]:
         """E, k, g and whether there is a shared expert; a dense model once for each k."""
@@ -57,8 +73,9 @@ class Space:
             if ratio == 1:
                 yield k, k, 1, False
                 continue
-            for g in self.granularities:
-                yield ratio * k, k, g, can_share(k, g)
+            for g, shared in itertools.product(self.granularities, self.shared):
+                if not shared or can_share(k, g):
+                    yield ratio * k, k, g, shared
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,8 @@ class Bounds:
         for name in ("tokens_per_second", "runtime_memory"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name):g}; it must be 0 or more.")
+        if not 1 <= self.context <= CONTEXT:
+            raise UserError(f"A context of {self.context} tokens: designs take 1 to {CONTEXT}.")
         if self.tokens_per_second and self.device is None:
             raise UserError("A bound in tokens per second needs a device to decode on.")
 
@@ -114,6 +133,7 @@ class Design:
     memory: float  # bytes, as the bounds count them
     flops: float  # per token, as the bounds count them
     tokens_per_second: float | None
+    extrapolated: bool  # the law was not fitted there
 
     @property
     def args(self) -> ModelArgs:
@@ -131,7 +151,7 @@ class Found:
     """The best design under some bounds, and what stands beside it."""
 
     best: Design
-    runners_up: tuple[Design, ...]  # the best of every other E, k, g, in order of loss
+    runners_up: tuple[Design, ...]  # the best of every other E, k, g, shared, in order of loss
     unresolved: int  # of them, those within the law's own error of the best
     prices: dict[str, float]  # bound -> nats per token that a tenth more of it takes away
     warnings: tuple[str, ...]  # extrapolations
@@ -173,7 +193,7 @@ def find(
 def best_of_each(
     bounds: Bounds, tokens: float = DEFAULT_TOKENS, *, law: Law = PAPER, space: Space | None = None
 ) -> list[Design]:
-    """For each E, k and g its best width and depth within `bounds`, in order of loss."""
+    """For each E, k, g, shared or not, its best width and depth within `bounds`, by loss."""
     designs = []
     for E, k, g, shared in (space or Space()).choices():
         found = [
@@ -189,10 +209,10 @@ def best_of_each(
 def bounds_of(name: str, counted: Bounds | None = None) -> Bounds:
     """The memory and the FLOPs that a preset just meets, counted as `counted` says.
 
-    Raises UserError for a name that is no preset.
+    Raises UserError for a name that is no preset, or one outside the design space.
     """
     counted = counted or Bounds()
-    model = mobilemoe(preset(name))
+    model = _shape_of(name).architecture()
     return dataclasses.replace(
         counted,
         memory=counted.memory_of(model),
@@ -204,12 +224,16 @@ def design_of(
     name: str, bounds: Bounds, tokens: float = DEFAULT_TOKENS, law: Law = PAPER
 ) -> Design:
     """S, M or L as a design, counted by `bounds`; raises UserError for another name."""
+    return _design(_shape_of(name), bounds, tokens, law)
+
+
+def _shape_of(name: str) -> Shape:
     args = preset(name)
     shape = Shape(8, 1, 8, True, args.hidden_size, args.num_hidden_layers)
     if args.hidden_size % WIDTH_STEP or args != shape.model_args():
         published = ", ".join(n for n in PRESETS if n != "tiny")
         raise UserError(f"{name} is not of the paper's design space; of it are {published}.")
-    return _design(shape, bounds, tokens, law)
+    return shape
 
 
 def _widths(g: int) -> list[int]:
@@ -236,16 +260,20 @@ def _meets(shape: Shape, bounds: Bounds) -> bool:
     return (
         bounds.memory_of(model) <= bounds.memory
         and bounds.flops_of(model, shape.g) <= bounds.flops
-        and (bounds.speed_of(model, shape.g) or math.inf) >= bounds.tokens_per_second
+        and (
+            not bounds.tokens_per_second
+            or (bounds.speed_of(model, shape.g) or 0) >= bounds.tokens_per_second
+        )
     )
 
 
 def _design(shape: Shape, bounds: Bounds, tokens: float, law: Law) -> Design:
     model = shape.architecture()
     costs = cost(model, bounds.context)
-    loss = law.loss(costs.active_parameters, tokens, shape.E / shape.k)
+    at = (costs.active_parameters, tokens, shape.E / shape.k)
+    loss = law.loss(*at)
     if not shape.is_dense:
-        loss += loss_against_reference(shape.g)
+        loss += loss_against_reference(shape.g) + (0 if shape.shared else WITHOUT_SHARED)
     return Design(
         shape=shape,
         loss=loss,
@@ -254,6 +282,7 @@ def _design(shape: Shape, bounds: Bounds, tokens: float, law: Law) -> Design:
         memory=bounds.memory_of(model),
         flops=bounds.flops_of(model, shape.g),
         tokens_per_second=bounds.speed_of(model, shape.g),
+        extrapolated=bool(law.outside(*at)),
     )
 
 
@@ -301,8 +330,8 @@ def _why_nothing(bounds: Bounds, space: Space) -> str:
             name = bounds.device.name if bounds.device else "the device"
             return (
                 f"No design decodes {bounds.tokens_per_second:.4g} tokens/s on {name} at a context "
-                f"of {bounds.context}: the fastest reaches {fastest:.4g}, "
-                f"{fastest / bounds.tokens_per_second:.0%} of it."
+                f"of {bounds.context}: the fastest reaches {fastest:.4g}, and the bound is "
+                f"{bounds.tokens_per_second / fastest:.3g} times as much."
             )
     cheapest = min(free.flops_of(s.architecture(), s.g) for s in smallest)
     return (

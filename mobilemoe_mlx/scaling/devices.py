@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -28,14 +29,19 @@ class Decode:
 
     model: tables.Text  # a name of accounting/published.toml, in INT4
     context: tables.Count  # tokens in the cache
-    tokens_per_second: tables.Positive
+    tokens_per_second: Annotated[float, tables.Bounds(least=1e-3, most=1e6)]
 
 
 @dataclass(frozen=True)
 class _File:
     name: tables.Text
-    bandwidth: tables.Positive | None = None  # bytes per second
-    attention_flops: tables.Positive | None = None  # per second
+    # Bounds beyond which another unit was meant, like GB per second.
+    bandwidth: Annotated[float, tables.Bounds(least=1e6, most=1e15)] | None = (
+        None  # bytes per second
+    )
+    attention_flops: Annotated[float, tables.Bounds(least=1e6, most=1e18)] | None = (
+        None  # per second
+    )
     decode: tuple[Decode, ...] = ()
 
 

@@ -160,6 +160,14 @@ def read_law(path: Path | str) -> Law:
     for name, span in dataclasses.asdict(law.fitted_on).items():
         if len(span) != 2 or not 0 < span[0] <= span[1]:
             raise UserError(f"{path}: law.fitted_on.{name} must be the least and the most.")
+    if not 0 < law.experts_start < law.experts_max:
+        raise UserError(
+            f"{path}: law.experts_start is {law.experts_start:g} and law.experts_max "
+            f"{law.experts_max:g}; both must be above 0, the second the larger."
+        )
+    for name in ("A", "B", "c", "rmse"):
+        if not getattr(law, name) >= 0:
+            raise UserError(f"{path}: law.{name} is {getattr(law, name):g}; it must be >= 0.")
     return law
 
 

@@ -97,7 +97,8 @@ def sweet_spot(bounds: Bounds, law: Law, tokens: float) -> bytes:
     """The lowest loss within the bounds over E and g, as a map."""
     space = Space(active=(1,))
     designs = best_of_each(bounds, tokens, law=law, space=space)
-    loss = {(each.shape.E, each.shape.g): each.loss for each in designs}
+    # The best come first, and of each E and g the best is kept.
+    loss = {(each.shape.E, each.shape.g): each.loss for each in reversed(designs)}
     experts = [each for each in space.experts if each > 1]
     grid = np.array([[loss.get((e, g), np.nan) for g in space.granularities] for e in experts])
     figure, panels = figure_of(1)
@@ -190,7 +191,8 @@ def _by_experts(
     """E -> the lowest loss within the bounds, with k = 1 and g = 8."""
     space = Space(experts=experts, active=(1,), granularities=(8,))
     designs = best_of_each(bounds, tokens, law=law, space=space)
-    return dict(sorted((each.shape.E, each.loss) for each in designs))
+    lowest = {each.shape.E: each.loss for each in reversed(designs)}
+    return dict(sorted(lowest.items()))
 
 
 def figure_of(number: int) -> tuple[Any, list[Any]]:

@@ -10,8 +10,8 @@ from mobilemoe_mlx.accounting.architecture import Architecture, mixture_layer
 from mobilemoe_mlx.config import GROUP_SIZE, PRESETS, ModelArgs
 
 # Published of S, M and L (docs/model.md): heads, vocabulary, context.
-_HEAD_DIM, _KEY_VALUE_HEADS, _VOCABULARY, _CONTEXT = 64, 4, 128256, 8192
-_FEED_FORWARD_RATIO = 4  # width of the dense feed-forward layer over the hidden size
+_HEAD_DIM, _KEY_VALUE_HEADS, _VOCABULARY, CONTEXT = 64, 4, 128256, 8192
+FEED_FORWARD_RATIO = 4  # width of the dense feed-forward layer over the hidden size
 SHARED_UNITS = 4  # active fine-grained experts that the one shared expert replaces
 
 # A width of query heads that the four key/value heads divide.
@@ -37,13 +37,13 @@ class Shape:
     @property
     def expert_width(self) -> int:
         """Features of one fine-grained expert."""
-        return _FEED_FORWARD_RATIO * self.hidden_size // self.g
+        return FEED_FORWARD_RATIO * self.hidden_size // self.g
 
     @property
     def shared_width(self) -> int:
         """Features of what all tokens pass: the shared expert, or the dense layer; 0: nothing."""
         if self.is_dense:
-            return _FEED_FORWARD_RATIO * self.hidden_size * self.k
+            return FEED_FORWARD_RATIO * self.hidden_size * self.k
         return SHARED_UNITS * self.expert_width * self.shared
 
     @property
@@ -70,7 +70,7 @@ class Shape:
             vocab_size=_VOCABULARY,
             hidden_size=self.hidden_size,
             tied=True,
-            max_position_embeddings=_CONTEXT,
+            max_position_embeddings=CONTEXT,
             attention_heads=self.hidden_size // _HEAD_DIM,
             key_value_heads=_KEY_VALUE_HEADS,
             layers=(layer,) * self.layers,
@@ -113,4 +113,4 @@ def can_share(k: int, g: int) -> bool:
 
 def fits_groups(hidden_size: int, g: int) -> bool:
     """Whether the experts' width is made of whole INT4 groups."""
-    return _FEED_FORWARD_RATIO * hidden_size % (g * GROUP_SIZE) == 0
+    return FEED_FORWARD_RATIO * hidden_size % (g * GROUP_SIZE) == 0

@@ -24,9 +24,15 @@ from typing import Annotated, Any
 
 from mobilemoe_mlx import files, tables
 from mobilemoe_mlx.accounting.cost import Accounting, account
-from mobilemoe_mlx.config import ModelArgs
-from mobilemoe_mlx.errors import UserError
-from mobilemoe_mlx.scaling.shape import SHARED_UNITS, Shape, can_share
+from mobilemoe_mlx.config import GROUP_SIZE, ModelArgs
+from mobilemoe_mlx.errors import UserError, did_you_mean
+from mobilemoe_mlx.scaling.shape import (
+    FEED_FORWARD_RATIO,
+    SHARED_UNITS,
+    Shape,
+    can_share,
+    fits_groups,
+)
 from mobilemoe_mlx.train.recipe import Recipe, StageConfig, load_recipe, recipes_folder
 
 Counts = Annotated[tuple[tables.Count, ...], tables.NOT_EMPTY]
@@ -126,9 +132,15 @@ def read_plan(path: Path | str) -> Plan:
 def _find(name: Path | str) -> Path:
     path = files.user_path(name)
     own = recipes_folder() / "sweeps"
-    if not path.exists() and path.parent == Path() and (own / f"{path.stem}.toml").is_file():
+    if path.exists() or path.parent != Path():
+        return path
+    if (own / f"{path.stem}.toml").is_file():
         return own / f"{path.stem}.toml"
-    return path
+    known = sorted(each.stem for each in own.glob("*.toml"))
+    raise UserError(
+        f"There is no grid {name}{did_you_mean(path.stem, known)}: give a file, or one of "
+        f"{', '.join(known)}."
+    )
 
 
 def _plan(path: Path, file: GridFile) -> Plan:
@@ -183,6 +195,12 @@ def _check(plan: Plan, point: Point) -> None:
     if point.shape.hidden_size % head_dim:
         raise UserError(
             f"{point}: the hidden size is no multiple of the recipe's head_dim, {head_dim}."
+        )
+    if not point.shape.is_dense and not fits_groups(point.shape.hidden_size, point.shape.g):
+        raise UserError(
+            f"{point}: g = {point.shape.g} does not split the dense layer's width, "
+            f"{FEED_FORWARD_RATIO * point.shape.hidden_size}, into experts of whole INT4 groups of "
+            f"{GROUP_SIZE}."
         )
     try:
         plan.args(point)

@@ -42,6 +42,50 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
     assert cost(read_architecture(config), 1).total_parameters == total
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "attention_bias": True},
+        {"model_type": "olmoe", "hidden_size": 64, "intermediate_size": 32},
+        # What the config.json of Gemma 3 4B says of its text model.
+        {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "sliding_window": 1024,
+        },
+        {"model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96},
+        {"model_type": "qwen3_5_moe_text", "hidden_size": 64},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_what_a_config_leaves_out_is_as_in_transformers(config: dict[str, Any]) -> None:
+    config = {"num_hidden_layers": 5, **config}
+    model = transformers_model(config)
+    ours = read_architecture(config)
+    costs = cost(ours, 1)
+    assert costs.total_parameters == sum(each.numel() for each in model.parameters())
+    assert ours.max_position_embeddings == model.config.max_position_embeddings
+    heads = model.config.num_key_value_heads
+    assert ours.key_value_heads == heads
+    attends = [layer for layer in ours.layers if layer.query_features]
+    head = getattr(model.config, "head_dim", None) or 64 // ours.attention_heads
+    assert {each.key_value_features for each in attends} == {heads * head}
+    windows = {each.window for each in attends} - {None}
+    assert windows <= {getattr(model.config, "sliding_window", None)}
+
+
+def test_only_the_selected_experts_of_a_mixture_are_active() -> None:
+    config = {"model_type": "qwen3_5_moe_text", "hidden_size": 64, "num_hidden_layers": 4}
+    all_of_them = cost(read_architecture({**config, "num_experts_per_tok": 256}), 1)
+    eight = cost(read_architecture(config), 1)
+    assert all_of_them.active_parameters == eight.total_parameters
+    idle = 4 * (256 - 8) * 3 * 64 * 512
+    assert eight.total_parameters - eight.active_parameters == idle
+    assert all_of_them.flops_per_token - eight.flops_per_token == 2 * idle
+
+
 @pytest.mark.parametrize("name", ["SmolLM2-1.7B", "Gemma-3-270M", "MobileLLM-Pro"])
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     """T tokens at once, none masked, are T times the work of one that sees T."""

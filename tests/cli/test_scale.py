@@ -43,6 +43,9 @@ def test_design(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["best"]["config"] == PRESETS["S"].to_dict()
     assert found["like"]["loss"] == found["best"]["loss"]
     assert "S lies 0.00% above the best" in scale(capsys, line)
+    without = record(capsys, f"{line} --shared no")["best"]
+    assert without["shape"]["shared"] is False and without["loss"] > found["best"]["loss"]
+    assert "* beyond what the law" in scale(capsys, line)
     fast = "design --memory 1e9 --device iphone16pro --tokens-per-second 30 --k 1 --g 8"
     assert record(capsys, fast)["best"]["tokens_per_second"] >= 30
     dense = scale(capsys, "design --memory 1e9 --experts 1 --k 1")
@@ -116,6 +119,13 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("predict --active 1e9 --tokens 1e9 --law nowhere.json", "nowhere.json"),
         ("design --memory 1e7", "No design fits into 0.01 GB"),
         ("design --memory -1", "'-1' is no size; write it like 500MB, 5GB or 5e9"),
+        ("predict --active -3e8 --tokens 6T", "'-3e8' is no number; write it like 300M"),
+        ("design --memory -5GB", "'-5GB' is no size"),
+        ("design --tokens 500", "--tokens 500 is below a million: give plain counts"),
+        ("design --like tiny", "tiny is not of the paper's design space"),
+        ("design --context 9000", "A context of 9000 tokens: designs take 1 to 8192"),
+        ("design --experts 8 --k 1 --g 4 --shared yes", "can have a shared expert"),
+        ("sweep quickstrat", "no grid quickstrat (did you mean 'quickstart'?)"),
         ("design --memory 0", "memory is 0; it must be above 0"),
         ("predict --active big --tokens 6T", "'big' is no number; write it like 300M, 6T or"),
         ("predict --active 300MB --tokens 6T", "'300MB' is no number"),

@@ -19,7 +19,7 @@ from mobilemoe_mlx.scaling.design import (
     design_of,
     find,
 )
-from mobilemoe_mlx.scaling.devices import read_device
+from mobilemoe_mlx.scaling.devices import Device, read_device
 from mobilemoe_mlx.scaling.law import PAPER
 from mobilemoe_mlx.scaling.shape import Shape
 
@@ -138,6 +138,36 @@ def test_prices_are_what_more_room_brings() -> None:
     assert set(find(Bounds()).prices) == {"memory"}
 
 
+def test_a_shared_expert_is_searched() -> None:
+    """Of shapes that are alike but for it, the one that has it; without, where it is ruled out."""
+    tried = [each.shape for each in best_of_each(bounds_of("S"), 300e9)]
+    twins = [shape for shape in tried if shape.shared]
+    assert twins
+    for shape in twins:
+        without = [
+            i
+            for i, other in enumerate(tried)
+            if (other.E, other.k, other.g, other.shared) == (shape.E, shape.k, shape.g, False)
+        ]
+        assert len(without) == 1 and tried.index(shape) < without[0]
+    best = best_of_each(bounds_of("S"), 300e9, space=Space(active=(1,), shared=(False,)))[0].shape
+    assert not best.shared and best.g == 8
+    assert best.model_args().num_experts_per_tok == 8
+
+
+def test_a_device_on_which_nothing_is_fast_enough() -> None:
+    slow = Device("slow", bandwidth=1e-300, attention_flops=1e-300)
+    with pytest.raises(UserError, match="No design decodes"):
+        find(Bounds(tokens_per_second=1e-9, device=slow))
+
+
+def test_each_extrapolated_design_is_marked() -> None:
+    found = find(bounds_of("M"), 300e9)
+    for design in (found.best, *found.runners_up):
+        assert design.extrapolated is not (0.3e9 <= design.active_parameters <= 0.9e9)
+    assert {design.extrapolated for design in found.runners_up} == {True, False}
+
+
 def test_extrapolations_are_told() -> None:
     assert any("tokens: 6e+12" in each for each in find(Bounds(), 6e12).warnings)
 
@@ -149,7 +179,7 @@ def test_extrapolations_are_told() -> None:
         (Bounds(flops=1e7), "No design takes 1e.07 FLOPs .* 12.9 times as many"),
         (
             Bounds(tokens_per_second=3000, device=read_device("iphone16pro")),
-            "No design decodes 3000 tokens/s on iPhone 16 Pro .* of it",
+            r"No design decodes 3000 tokens/s on iPhone 16 Pro .* bound is [\d.]+ times as much",
         ),
         (Bounds(memory=1e7, flops=1.3e8), "the smallest of those that meet the compute bound"),
     ],
@@ -172,7 +202,11 @@ def test_what_cannot_be_asked() -> None:
         Bounds(tokens_per_second=10)
     with pytest.raises(UserError, match="tiny is not of the paper's design space"):
         design_of("tiny", Bounds(context=512))
+    with pytest.raises(UserError, match="tiny is not of the paper's design space"):
+        bounds_of("tiny")
+    with pytest.raises(UserError, match="None of these shapes can have a shared expert"):
+        Space(active=(1,), granularities=(1, 4), experts=(8,), shared=(True,))
     with pytest.raises(UserError, match="intermediate_size is 16; it must be a multiple"):
         Shape(8, 1, 16, False, 64, 2).model_args(PRESETS["tiny"])
-    with pytest.raises(UserError, match="8193 tokens: this model takes 1 to 8192"):
+    with pytest.raises(UserError, match="8193 tokens: designs take 1 to 8192"):
         find(Bounds(context=8193))

@@ -54,7 +54,8 @@ _S = '{ model = "MobileMoE-S", context = 256, tokens_per_second = 100 }'
         ('name = "x"', "it needs bandwidth and attention_flops, or decode"),
         (f'name = "x"\ndecode = [{_S}, {_S}]', "at two contexts at least"),
         ('name = "x"\nbandwith = 3', "did you mean 'bandwidth'"),
-        ('name = "x"\nbandwidth = -3', "must be above 0"),
+        ('name = "x"\nbandwidth = 38\nattention_flops = 18e9', "bandwidth is 38.0"),  # GB/s
+        ('name = "x"\nbandwidth = -3', "bandwidth is -3.0; it must be in 1e.06"),
         (
             f'name = "x"\ndecode = [{_S.replace("-S", "-X")}]',
             "decode has the model 'MobileMoE-X' .did you mean",

@@ -95,6 +95,11 @@ def test_a_fit_is_read_back(fitted: Fit, tmp_path: Path) -> None:
             json.dumps({"law": {**fitted.law.to_dict(), "fitted_on": {}}}),
             "law.fitted_on.active is missing",
         ),
+        (
+            json.dumps({"law": {**fitted.law.to_dict(), "experts_max": 1}}),
+            "experts_start is 1 and law.experts_max 1; both must be above 0",
+        ),
+        (json.dumps({"law": {**fitted.law.to_dict(), "rmse": -1}}), "law.rmse is -1"),
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=told):

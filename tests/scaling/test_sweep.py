@@ -164,7 +164,11 @@ def test_a_point_that_fails_does_not_stop_the_others(
         ("g = [4]", "g = [4, 2]", r"grids\[0\]: g = 2 with k = 2 has 4 active experts, and a sha"),
         ("E = [2, 4]", "E = [1, 4]", r"grids\[0\]: k = 2 of E = 1 expert equivalents"),
         ("k = [2]", "k = [2, 1]", r"k = 1 has 4 active experts"),
-        ("g = [4]", "g = [8]", "g=8, shared, 1 layers of 32.*intermediate_size is 16"),
+        (
+            "g = [4]",
+            "g = [8]",
+            "g=8, shared, 1 layers of 32.*g = 8 does not split the dense layer's width, 128",
+        ),
         ("[[32, 1]", "[[40, 1]", "40.*no multiple of the recipe's head_dim, 16"),
         ("[[32, 1]", "[[32]", r"grids\[0\].sizes has \[32\]: give \[hidden size, layers\]"),
         ("[512]", "[256]", "warmup_steps .2. leaves nothing of the stage's 2 steps"),
@@ -183,6 +187,15 @@ def test_contradictions(grid: Path, tmp_path: Path, old: str, new: str, told: st
     with pytest.raises(UserError, match=told) as refused:
         read_plan(path)
     assert str(refused.value).startswith(str(path))
+
+
+def test_experts_make_up_the_dense_layer(grid: Path, tmp_path: Path) -> None:
+    """35 experts of 32 are 1,120 wide, not 1,152: less would be active than in the dense model."""
+    path = tmp_path / "grid.toml"
+    text = grid.read_text().replace("shared = [true, false]", "shared = [false]")
+    path.write_text(text.replace("[[32, 1]", "[[288, 1]").replace("g = [4]", "g = [35]"))
+    with pytest.raises(UserError, match="g = 35 does not split the dense layer's width, 1152"):
+        read_plan(path)
 
 
 def test_one_size_has_one_k(grid: Path, tmp_path: Path) -> None:

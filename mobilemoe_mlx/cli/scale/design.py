@@ -13,6 +13,7 @@ from mobilemoe_mlx.cli.scale.pictures_option import (
     check_pictures,
     write_pictures,
 )
+from mobilemoe_mlx.cli.scale.plain_counts import check_plain_count
 from mobilemoe_mlx.cli.sizes import byte_size, count
 from mobilemoe_mlx.errors import UserError
 
@@ -67,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=what)
     parser.add_argument(
+        "--shared",
+        choices=("yes", "no"),
+        help="only with a shared expert, or without (default: both)",
+    )
+    parser.add_argument(
         "--law", metavar="FILE", help="of `scale fit --json FILE` (default: the paper's law)"
     )
     add_pictures_argument(parser)
@@ -83,6 +89,9 @@ def run(args: argparse.Namespace) -> None:
     law = read_law(args.law) if args.law else PAPER
     tokens = DEFAULT_TOKENS if args.tokens is None else args.tokens
     asked = {"experts": args.experts, "active": args.k, "granularities": args.g}
+    check_plain_count("--tokens", tokens, law.fitted_on.tokens)
+    if args.shared:
+        asked["shared"] = [args.shared == "yes"]
     space = Space(**{name: tuple(values) for name, values in asked.items() if values is not None})
     bounds = _bounds(args)
     found = find(bounds, tokens, law=law, space=space)
@@ -135,7 +144,7 @@ def _text(found: Found, name: str | None, like: Design | None) -> str:
         rows.append(
             [
                 f"{label:<5}{design.shape}",
-                f"{design.loss:.4f}",
+                f"{design.loss:.4f}{'*' if design.extrapolated else ''}",
                 text_table.count(design.active_parameters),
                 text_table.count(design.total_parameters),
                 text_table.size(round(design.memory)),
@@ -144,9 +153,11 @@ def _text(found: Found, name: str | None, like: Design | None) -> str:
             ]
         )
     lines = [text_table.columns(rows), ""]
+    if any(design.extrapolated for _, design in shown):
+        lines.append("* beyond what the law was fitted on.")
     lines.append(
-        f"{found.unresolved} of the {len(found.runners_up)} runners-up lie within the law's own "
-        "error of the best."
+        f"Within the law's own error of the best: {found.unresolved} of the "
+        f"{len(found.runners_up)} runners-up."
     )
     if like:
         lines.append(f"{name} lies {like.loss / found.best.loss - 1:.2%} above the best.")

@@ -12,14 +12,12 @@ from mobilemoe_mlx.cli.scale.pictures_option import (
     check_pictures,
     write_pictures,
 )
+from mobilemoe_mlx.cli.scale.plain_counts import check_plain_count
 from mobilemoe_mlx.cli.sizes import count
-from mobilemoe_mlx.errors import UserError
 
 SUMMARY = "the loss that the scaling law predicts for a size and a number of tokens"
 
 EXAMPLES = ("mobilemoe scale predict --active 0.3e9 --tokens 500e9 --experts 8",)
-
-_LEAST = 1e6  # parameters or tokens; less means that billions were typed as such
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from mobilemoe_mlx.scaling.law import PAPER, read_law
 
     law = read_law(args.law) if args.law else PAPER
-    for name, number, (least, _) in (
-        ("--active", args.active, law.fitted_on.active),
-        ("--tokens", args.tokens, law.fitted_on.tokens),
-    ):
-        if 0 < number < min(_LEAST, least / 10):  # a law of small models may be asked for such
-            raise UserError(f"{name} {number:g} is below a million: give plain counts, as 300M.")
+    check_plain_count("--active", args.active, law.fitted_on.active)
+    check_plain_count("--tokens", args.tokens, law.fitted_on.tokens)
     at = (args.active, args.tokens, args.experts)
     by_size, by_data = law.terms(*at)
     gradient = law.gradient(*at)
