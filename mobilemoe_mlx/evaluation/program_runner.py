@@ -10,14 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any
+from typing import IO, Any
+
+
+# Seconds between two looks whether a program has ended that left its pipe to another process.
+_LOOK = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Limits:
 
 # The child sets its own limits: code between fork and exec is unsafe in a process with threads. It
 # tells that the program came to its end by a word that the program does not know; an early
-# `sys.exit(0)` does not.
+# `sys.exit(0)` does not, nor does a process that the program forked.
 _CHILD = """
 import os, resource, sys
 cpu, memory, size = map(int, sys.argv[1:])
@@ -47,9 +53,11 @@ null = os.open(os.devnull, os.O_RDWR)
 for number in range(3):
     os.dup2(null, number)
 del sys.argv[1:]
+own, process, write, leave = os.getpid(), os.getpid, os.write, os._exit
 exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
-os.write(answer, word)
-os._exit(0)
+if process() == own:
+    write(answer, word)
+leave(0)
 """
 
 
@@ -57,10 +65,15 @@ def passes(program: str, limits: Limits = Limits()) -> bool:
     """Whether the Python `program` runs to its end without an error, within the `limits`."""
     word = secrets.token_hex(16).encode()
     numbers = [str(n) for n in (limits.cpu_seconds, limits.memory, limits.file_size)]
-    with tempfile.TemporaryDirectory(prefix="mobilemoe-program-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="mobilemoe-program-") as folder,
+        tempfile.TemporaryFile() as given,
+    ):
+        given.write(word + b"\n" + program.encode(errors="surrogatepass"))
+        given.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _CHILD, *numbers],
-            stdin=subprocess.PIPE,
+            stdin=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
@@ -68,21 +81,32 @@ def passes(program: str, limits: Limits = Limits()) -> bool:
             env={"HOME": folder, "TMPDIR": folder, "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
+        assert process.stdout is not None
         try:
-            said, _ = process.communicate(
-                word + b"\n" + program.encode(errors="surrogatepass"), timeout=limits.wall_seconds
-            )
-        except subprocess.TimeoutExpired:
-            return False
+            said = _answer(process, process.stdout, limits.wall_seconds, len(word))
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it started goes with it
-            # The pipe is not read to its end: what made itself a session of its own may hold it.
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # of what the program did not read
-                    pipe.close()  # type: ignore[union-attr]
+            process.stdout.close()
             process.wait()
     return said == word
+
+
+def _answer(
+    process: subprocess.Popen[bytes], pipe: IO[bytes], seconds: float, length: int
+) -> bytes:
+    """What the process says before it ends; nothing where it takes longer than `seconds`.
+
+    The end of the pipe is not waited for: what the program started may hold it.
+    """
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        has_ended = process.poll() is not None  # before looking: it may say its word and end
+        if select.select([pipe], [], [], 0 if has_ended else min(left, _LOOK))[0]:
+            return os.read(pipe.fileno(), length)
+        if has_ended:
+            break
+    return b""
 
 
 class CodeEval:

@@ -88,10 +88,36 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
     assert [result["passed"] for _, result in results[0]] == [True, False, False]
 
 
-def test_what_leaves_the_session_is_not_waited_for() -> None:
-    program = (
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(4)\n    os._exit(0)"
-    )
+FORK = "import os, sys, time\nchild = os.fork()\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("if child:\n    os.waitpid(child, 0)", True),  # both come to the program's end
+        ("if not child:\n    raise ValueError", True),
+        ("if not child:\n    time.sleep(60)", True),
+        ("if not child:\n    os.setsid()\n    time.sleep(4)\n    os._exit(0)", True),
+        ("if child:\n    sys.exit(0)", False),
+        ("if child:\n    os._exit(0)", False),
+        ("if child:\n    raise ValueError\ntime.sleep(60)", False),
+        ("if child:\n    time.sleep(60)", False),  # past the limit
+    ],
+)
+def test_a_program_that_forks_is_judged_by_its_own_end(program: str, expected: bool) -> None:
     start = time.monotonic()
-    assert not passes(program, Limits(wall_seconds=1))
-    assert time.monotonic() - start < 3
+    assert passes(FORK + program, QUICK) is expected
+    assert time.monotonic() - start < 3.5  # what it left is not waited for
+
+
+def test_a_program_longer_than_a_pipe() -> None:
+    assert passes(f"x = {chr(120) * 500_000!r}\nassert len(x) == 500_000", QUICK)
+
+
+def test_what_a_program_forked_ends_with_it(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    assert passes(
+        f"{FORK}if not child:\n    time.sleep(1)\n    open({str(mark)!r}, 'w').close()", QUICK
+    )
+    time.sleep(1.5)
+    assert not mark.exists()
