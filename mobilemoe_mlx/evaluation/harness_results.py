@@ -37,12 +37,12 @@ def task_result(
 
 
 def add_groups(
-    loaded: LoadedTasks, found: Mapping[str, Mapping[str, Any]], results: Results
+    last: str, loaded: LoadedTasks, found: Mapping[str, Mapping[str, Any]], results: Results
 ) -> None:
-    """The groups whose tasks are all done and that are not in `results` yet."""
+    """The groups whose tasks are all `found` now that the task `last` is."""
     for name, group in loaded.groups.items():
         members = [str(task.task_name) for task in group.get_all_tasks()]
-        if name in results.groups or not all(member in results.tasks for member in members):
+        if last not in members or not all(member in found for member in members):
             continue
         of = [results.tasks[member] for member in members]
         metrics, stderr = _split(group.aggregate(found))

@@ -152,16 +152,20 @@ class EvaluationFolder:
                 "another folder with --out."
             )
 
-    def check_same(self, settings: Settings) -> None:
-        """Raise UserError where the evaluation in the folder was asked to do something else."""
+    def begun(self, settings: Settings) -> Results | None:
+        """What was found in the folder before; None where nothing was begun.
+
+        Raises UserError where the evaluation in the folder was asked to do something else.
+        """
         if not self.results.is_file():
-            return
-        before = read_results(self.path).settings
-        if changed := before.differences(settings):
+            return None
+        before = read_results(self.path)
+        if changed := before.settings.differences(settings):
             raise UserError(
                 f"{self.path} holds an evaluation with other settings ({', '.join(changed)}): "
                 "resume with the same, or choose another folder with --out."
             )
+        return before
 
     def write(self, results: Results) -> None:
         """Write results.json and per_document.json, each whole or not at all."""

@@ -107,7 +107,7 @@ def evaluate(
         chat=chosen.chat if options.chat is None else options.chat,
         harness=harness,
     )
-    out.check_same(settings)
+    before = out.begun(settings)
     with quiet_harness():
         loaded = load_tasks(
             chosen.tasks,
@@ -126,10 +126,18 @@ def evaluate(
     what = names[0] if len(names) == 1 else f"{len(names)} tasks"
     say(f"{loaded.questions:,} questions of {what} to {scorer.describe()}")
     results = Results(settings, scorer.describe())
+    if before is not None:  # what was found stays until it is found again
+        names = {each.name for each in loaded.tasks}
+        results.tasks = {name: each for name, each in before.tasks.items() if name in names}
+        results.documents = {name: each for name, each in before.documents.items() if name in names}
+        results.groups = {
+            name: each for name, each in before.groups.items() if name in loaded.groups
+        }
     try:
         out.path.mkdir(parents=True, exist_ok=True)
         with AnswerLog(out.answers, _identity(settings)) as log:
-            out.write(results)
+            if before is None:
+                out.write(results)
             doubts = _ask(loaded, scorer, log, out, results, options.log_samples)
     except OSError as error:  # a full disk, mostly
         raise UserError(
@@ -174,7 +182,7 @@ def _ask(
                     "of their choices, so whatever a model answers counts as wrong."
                 )
             with quiet_harness():
-                add_groups(loaded, found, results)
+                add_groups(each.name, loaded, found, results)
             out.write(results)
             bar.end()
     results.finished = True

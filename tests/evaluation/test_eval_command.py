@@ -30,6 +30,7 @@ from mobilemoe_mlx.adapters.load import load_adapted
 from mobilemoe_mlx.checkpoint.load_save import load_model
 from mobilemoe_mlx.checkpoint.rewrite import convert
 from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.evaluation.answer_log import AnswerLog
 from mobilemoe_mlx.evaluation.results import read_results
 from mobilemoe_mlx.tokenizer import load_tokenizer
@@ -198,6 +199,7 @@ import os, signal, sys
 from mobilemoe_mlx.evaluation.answer_log import AnswerLog
 from mobilemoe_mlx.evaluation.scorer import Scorer
 from mobilemoe_mlx.cli.main import main
+from mobilemoe_mlx.errors import UserError
 
 Scorer.batch_tokens = 64
 put, left = AnswerLog.put, [int(sys.argv[1])]
@@ -286,6 +288,40 @@ def test_resuming_asks_nothing_again(
     monkeypatch.setattr(AnswerLog, "put", never)
     assert main([*command(bf16_folder, tasks, evaluated), "--resume"]) == 0
     assert (evaluated / "answers.jsonl").read_bytes() == before
+
+
+def test_resuming_keeps_what_was_found_until_it_is_found_again(
+    tasks: Path,
+    bf16_folder: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    before = (out / "results.json").read_bytes()
+    words = [*command(bf16_folder, tasks, out), "--resume"]
+
+    def broken(*_: Any) -> None:
+        raise UserError("broken on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mobilemoe_mlx.evaluation.harness_model.HarnessModel._score", broken)
+        assert main(words) == 2
+    assert "broken on purpose" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr("mobilemoe_mlx.evaluation.harness_model.HarnessModel._generate", broken)
+        assert main(words) == 2
+    results = read_results(out)
+    assert [*results.tasks] == [CHOICES, LIKELIHOOD, ANSWERS] and [*results.groups] == [GROUP]
+    assert not results.finished and len(results.documents[ANSWERS].hashes) == QUESTIONS
+    # What is found again takes the place of the old, the group's score too.
+    content = json.loads((out / "results.json").read_text())
+    content["groups"][GROUP]["metrics"]["acc,none"] = 7.0
+    (out / "results.json").write_text(json.dumps(content))
+    assert main(words) == 0
+    same_but_for_seconds(out, evaluated)
 
 
 def test_what_was_killed_before_it_had_begun_is_no_hindrance(
