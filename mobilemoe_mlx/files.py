@@ -93,6 +93,16 @@ def output_file(text: str | Path, option: str) -> Path:
     return path
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Raise UserError where `path`, given with the `option`, is no folder that is there."""
+    if path.is_file():
+        raise UserError(
+            f"{option} {path} is a file: give the folder that it is in, {option} {path.parent}."
+        )
+    if not path.is_dir():
+        raise UserError(f"{option} {path}: there is no such folder.")
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file's text without its byte-order mark, line ends as "\\n".
 

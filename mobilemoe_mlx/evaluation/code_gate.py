@@ -35,7 +35,7 @@ def check_code(name: str, configs: Iterable[Mapping[str, Any]], allowed: bool) -
     """
     runs_programs = False
     for config in configs:
-        calls = {call for module in set(_modules(config)) for call in code_calls(module)}
+        calls = {call for module in set(function_files(config)) for call in code_calls(module)}
         for file, function in sorted(calls):
             if function != _CODE_EVAL:
                 raise UserError(
@@ -52,14 +52,14 @@ def check_code(name: str, configs: Iterable[Mapping[str, Any]], allowed: bool) -
     return runs_programs
 
 
-def _modules(value: Any) -> Iterator[Path]:
+def function_files(value: Any) -> Iterator[Path]:
     """The source files of the functions in a YAML's values: "folder/utils.function"."""
     if isinstance(value, Mapping):
         for each in value.values():
-            yield from _modules(each)
+            yield from function_files(each)
     elif isinstance(value, list):
         for each in value:
-            yield from _modules(each)
+            yield from function_files(each)
     elif isinstance(value, str) and os.path.isabs(value):
         folder, _, function = value.rpartition("/")
         module = function.rpartition(".")[0].replace(".", "/")

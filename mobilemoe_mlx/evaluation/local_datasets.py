@@ -34,8 +34,8 @@ class LocalDatasets:
 
     def __init__(self, data_dir: Path | None = None) -> None:
         """Raises UserError where `data_dir` is no folder."""
-        if data_dir is not None and not data_dir.is_dir():
-            raise UserError(f"--data-dir {data_dir}: there is no such folder.")
+        if data_dir is not None:
+            files.check_folder(data_dir, "--data-dir")
         self._data_dir = data_dir
         self._task = ""
         self._beside: tuple[Path, ...] = ()

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from math import comb
 from typing import IO, Any
 
-
 # Seconds between two looks whether a program has ended that left its pipe to another process.
 _LOOK = 0.05
 

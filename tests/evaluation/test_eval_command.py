@@ -354,7 +354,17 @@ Words = Callable[[Path, Path, Path], Sequence[str | Path]]
         (lambda model, tasks, out: command(model, tasks, out, "--limit", "0"), "--limit is 0"),
         (lambda model, tasks, out: command(model, tasks, out, "--shots", "-1"), "--shots is -1"),
         (lambda model, tasks, out: command(model, tasks / "no", out), "there is no such folder"),
+        (
+            lambda model, tasks, out: command(model, tasks / f"{CHOICES}.yaml", out),
+            f"{CHOICES}.yaml is a file: give the folder that it is in, --include ",
+        ),
         (lambda model, tasks, out: command(model, tasks, out, "--data-dir", "no"), "--data-dir no"),
+        (
+            lambda model, tasks, out: command(
+                model, tasks, out, "--data-dir", tasks / "shots.jsonl"
+            ),
+            "shots.jsonl is a file: give the folder that it is in, --data-dir ",
+        ),
         (lambda model, tasks, out: command(model, tasks, tasks), "exists and is no evaluation"),
         (lambda model, tasks, out: command(model, tasks, out, "--resume"), "no evaluation to go"),
         (lambda model, tasks, out: command(model, tasks, out, "--engine", "cpy"), "mean 'cpu'"),

@@ -12,7 +12,7 @@ from small_tasks import CHOICES, GROUP, YAML, write_tasks
 from mobilemoe_mlx.errors import UserError
 from mobilemoe_mlx.evaluation import code_gate
 from mobilemoe_mlx.evaluation.suites import WantedTask, read_suite, suite_names, wanted_tasks
-from mobilemoe_mlx.evaluation.task_index import task_configs
+from mobilemoe_mlx.evaluation.task_index import all_names, task_configs, task_manager
 from mobilemoe_mlx.evaluation.tasks import LoadedTasks, load_tasks
 
 lm_eval_tasks = pytest.importorskip("lm_eval.tasks")
@@ -27,12 +27,15 @@ def harness() -> Any:
 
 @pytest.fixture
 def indexed_once(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the index above where one of the harness's tasks is asked for."""
-    build = lm_eval_tasks.TaskManager
+    """Takes the index above where a name is unknown."""
+    build, every = lm_eval_tasks.TaskManager, lm_eval_tasks.manager.TaskIndex._iter_yaml_files
 
     def manager(**options: Any) -> Any:
-        alone = options.get("include_path") and options.get("include_defaults") is False
-        return build(**options) if alone else harness
+        is_whole = (
+            options.get("include_defaults", True)
+            and lm_eval_tasks.manager.TaskIndex._iter_yaml_files is every
+        )
+        return harness if is_whole else build(**options)
 
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", manager)
 
@@ -107,6 +110,42 @@ def test_tasks_of_a_folder_need_no_index_of_the_harness(
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", manager)
     loaded = load(GROUP, include=[folder])
     assert loaded.tasks[0].name == CHOICES and loaded.questions == 9
+
+
+@pytest.mark.parametrize("suite", suite_names())
+def test_the_part_of_the_harness_that_a_suite_needs(suite: str, harness: Any) -> None:
+    """Is as good as all of it, and far smaller."""
+    wanted = read_suite(suite).tasks
+    some = task_manager(wanted, []).task_index
+    assert len(some) < len(harness.task_index) / 4
+    names = [each.task for each in wanted]
+    needed = [*all_names(harness.task_index, names)]
+    assert [*all_names(some, names)] == needed
+    for name in needed:
+        assert some[name] == harness.task_index[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mgsm_direct",  # a tag, which one task has from a file of another folder
+        "chain_of_thought",
+        "arc_challenge_mt_da",
+        "leaderboard",
+        "truthfulqa_gen",
+    ],
+)
+def test_names_of_every_kind_are_found_without_the_whole_index(name: str, harness: Any) -> None:
+    some = task_manager([WantedTask(name)], []).task_index
+    assert some[name] == harness.task_index[name]
+    assert [*all_names(some, [name])] == [*all_names(harness.task_index, [name])]
+
+
+@pytest.mark.usefixtures("indexed_once")
+def test_a_file_with_another_ending_is_told(folder: Path) -> None:
+    (folder / f"{CHOICES}.yaml").rename(folder / f"{CHOICES}.yml")
+    with pytest.raises(UserError, match=rf"no task '{CHOICES}'(.|\n)*end with \.yaml"):
+        load(CHOICES, include=[folder])
 
 
 @pytest.mark.usefixtures("indexed_once")
@@ -271,7 +310,7 @@ def test_nothing_in_the_harness_runs_text_in_this_process_unseen(harness: Any) -
             continue
         calls = {
             (file.relative_to(root).as_posix(), function)
-            for module in set(code_gate._modules(entry.cfg))
+            for module in set(code_gate.function_files(entry.cfg))
             for file, function in code_gate.code_calls(module)
         }
         for file, function in calls:
