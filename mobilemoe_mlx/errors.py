@@ -1,4 +1,4 @@
-"""The one exception type for mistakes of the person at the keyboard."""
+"""The one exception type for mistakes of the person at the keyboard, and the ends by a signal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ class UserError(Exception):
 
 class DamagedModel(UserError):
     """The weights give no numbers: nothing that is asked of this model can be answered."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, and not a `KeyboardInterrupt` that somebody's function raises."""
+
+
+class Terminated(SystemExit):
+    """A signal that ends the process, and not a `sys.exit` that somebody's function calls."""
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -13,7 +13,7 @@ from mobilemoe_mlx import files
 from mobilemoe_mlx.cli.engine_arguments import add_engine_arguments, engine_options
 from mobilemoe_mlx.cli.json_option import add_json_argument, check_json, prints_json, write_json
 from mobilemoe_mlx.cli.signals import ended_by_signals
-from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.errors import Interrupted, Terminated, UserError
 from mobilemoe_mlx.png_pictures import check_can_draw
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
                 _compare(args, out)
                 return 0
             results = _evaluate(args, args.model, out, resume=args.resume)
-    except (KeyboardInterrupt, SystemExit) as end:
+    except (Interrupted, Terminated) as end:
         _tell_how_to_go_on(args, out)
-        return end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 130
+        return end.code if isinstance(end, Terminated) and isinstance(end.code, int) else 130
     from mobilemoe_mlx.evaluation.results_table import as_text
 
     write_json(args.json, results.to_dict())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
 from types import FrameType
+
+from mobilemoe_mlx.errors import Interrupted, Terminated
 
 
 @contextlib.contextmanager
@@ -14,9 +15,12 @@ def ended_by_signals() -> Iterator[None]:
     """End by an exception where a terminal or a system says to end, so that nothing is left."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+        if number == signal.SIGINT:
+            raise Interrupted
+        raise Terminated(128 + number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:

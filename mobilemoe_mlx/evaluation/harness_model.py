@@ -44,6 +44,14 @@ MAX_GEN_TOKS = 256
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
+class _Unscorable(Exception):
+    """A request that cannot be scored: its place among the requests, and why."""
+
+    def __init__(self, index: int, why: str) -> None:
+        super().__init__(why)
+        self.index = index
+
+
 class Progress(NamedTuple):
     """How far the requests of one kind are."""
 
@@ -129,15 +137,36 @@ class HarnessModel(TemplateLM):
             )
         )
 
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation, and whether it is the likeliest."""
+        try:
+            for index, request in enumerate(requests):
+                context, continuation = request.args
+                _check_text(index, "context", context)
+                _check_text(index, "continuation", continuation)
+                if not continuation or (not context and not self.tok_encode(continuation, False)):
+                    raise _Unscorable(index, f"its continuation {continuation!r} has no tokens")
+            return list(super().loglikelihood(requests, disable_tqdm))
+        except _Unscorable as error:
+            raise UserError(f"{_place(requests, error.index)}: {error}.") from None
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         found = []
-        for (_, continuation), context_ids, ids in requests:
+        for index, ((_, continuation), context_ids, ids) in enumerate(requests):
             if not ids:
-                raise UserError(f"The continuation {continuation!r} of a task has no tokens.")
+                raise _Unscorable(index, f"its continuation {continuation!r} has no tokens")
+            if len(ids) > self.max_length:
+                raise _Unscorable(
+                    index,
+                    f"its continuation has {len(ids)} tokens, and the model takes "
+                    f"{self.max_length} with a context",
+                )
             found.append(self._scoring_request(context_ids, ids))
         return [(answer.value, answer.is_greedy) for answer in self._score(found)]
 
@@ -147,7 +176,9 @@ class HarnessModel(TemplateLM):
         """The log-likelihood of each text, from the token that begins it."""
         windows: list[ScoringRequest] = []
         counts = []
-        for (text,) in (request.args for request in requests):
+        for index, (text,) in enumerate(request.args for request in requests):
+            if not isinstance(text, str):
+                raise UserError(f"{_place(requests, index)}: {text!r:.100} is no text.")
             own = get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             )
@@ -183,11 +214,8 @@ class HarnessModel(TemplateLM):
     def _scoring_request(self, context: list[int], continuation: list[int]) -> ScoringRequest:
         """As much of the end of both as the model takes."""
         most = self.max_length + 1  # the last token is not computed
-        if len(continuation) >= most:
-            raise UserError(
-                f"A task's continuation has {len(continuation)} tokens, and the model takes "
-                f"{self.max_length} with a context."
-            )
+        # A context of spaces, which are the continuation's, where no token begins a text.
+        context = context or [self.prefix_token_id]
         self.truncated += len(context) + len(continuation) > most
         return ScoringRequest(
             tuple(context[max(0, len(context) + len(continuation) - most) :]), tuple(continuation)
@@ -210,7 +238,7 @@ class HarnessModel(TemplateLM):
                 f"A task wants answers of {length} tokens, and the model takes {self.max_length} "
                 "with the prompt."
             )
-        prompt = self.tok_encode(text)
+        prompt = self.tok_encode(text) or [self.prefix_token_id]
         self.truncated += len(prompt) > most
         sampling = {}
         if settings["do_sample"]:
@@ -262,6 +290,21 @@ class HarnessModel(TemplateLM):
             tokens += sum(sizes[i] for i in batch.indices)
             self._report(Progress(kind, len(answers), len(requests), tokens, sum(sizes), from_log))
         return answers
+
+
+def _check_text(index: int, what: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise _Unscorable(index, f"its {what} is {text!r:.100}, which is no text")
+
+
+def _place(requests: Sequence[Instance], index: int) -> str:
+    """Which question a request is of, and which of its choices, both from 1."""
+    request = requests[index]
+    if request.doc_id is None:  # of no task
+        return f"request {index + 1}"
+    has_choices = sum(each.doc_id == request.doc_id for each in requests) > 1
+    choice = f", choice {request.idx + 1}" if has_choices else ""
+    return f"question {request.doc_id + 1}{choice}"
 
 
 def _digest(kind: str, requests: Sequence[Any], shared: int) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +19,8 @@ from mobilemoe_mlx.evaluation.answer_log import AnswerLog
 from mobilemoe_mlx.evaluation.harness_results import (
     add_groups,
     documents_of,
+    doubts_of,
     task_result,
-    without_right_answer,
 )
 from mobilemoe_mlx.evaluation.open_scorer import open_scorer
 from mobilemoe_mlx.evaluation.question_bar import QuestionBar
@@ -30,6 +31,7 @@ from mobilemoe_mlx.evaluation.results import (
     Settings,
 )
 from mobilemoe_mlx.evaluation.suites import wanted_tasks
+from mobilemoe_mlx.evaluation.task_failures import failed_function, what_failed
 from mobilemoe_mlx.evaluation.tasks import (
     LoadedTask,
     LoadedTasks,
@@ -37,7 +39,7 @@ from mobilemoe_mlx.evaluation.tasks import (
     need_harness,
     quiet_harness,
     seed_harness,
-    what_failed,
+    was_told_to_end,
 )
 
 if TYPE_CHECKING:
@@ -125,11 +127,18 @@ def evaluate(
     names = [each.name for each in loaded.tasks]
     what = names[0] if len(names) == 1 else f"{len(names)} tasks"
     say(f"{loaded.questions:,} questions of {what} to {scorer.describe()}")
+    for each in loaded.tasks:
+        if (split := each.shows_what_it_asks) is not None:
+            say(
+                f"{each.name}: the {each.shots} examples before a question are drawn from the "
+                f"questions themselves ('{split}'), as the harness does where a task has no other "
+                "split; one of them may be the question, with its answer."
+            )
     results = Results(settings, scorer.describe())
     if before is not None:  # what was found stays until it is found again
-        names = {each.name for each in loaded.tasks}
-        results.tasks = {name: each for name, each in before.tasks.items() if name in names}
-        results.documents = {name: each for name, each in before.documents.items() if name in names}
+        asked = {each.name for each in loaded.tasks}
+        results.tasks = {name: each for name, each in before.tasks.items() if name in asked}
+        results.documents = {name: each for name, each in before.documents.items() if name in asked}
         results.groups = {
             name: each for name, each in before.groups.items() if name in loaded.groups
         }
@@ -167,20 +176,17 @@ def _ask(
         for each in loaded.tasks:
             bar.begin(each)
             seconds, truncated = log.seconds, model.truncated
-            whole = _run(each, model, results.settings.chat, out)
-            found[each.name] = whole["results"][each.name]
-            results.tasks[each.name] = task_result(
-                each, whole, log.seconds - seconds, model.truncated - truncated
-            )
-            samples = whole["samples"][each.name]
-            results.documents[each.name] = documents_of(samples)
+            with _named(each, out):
+                whole = _run(each, model, results.settings.chat)
+                samples = whole["samples"][each.name]
+                found[each.name] = whole["results"][each.name]
+                results.tasks[each.name] = task_result(
+                    each, whole, log.seconds - seconds, model.truncated - truncated
+                )
+                results.documents[each.name] = documents_of(samples)
+                doubts += [f"{each.name}: {doubt}" for doubt in doubts_of(each.task, samples)]
             if log_samples:
                 out.write_samples(each.name, samples)
-            if wrong := without_right_answer(each.task, samples):
-                doubts.append(
-                    f"{each.name}: the right answer (doc_to_target) of {wrong:,} questions is none "
-                    "of their choices, so whatever a model answers counts as wrong."
-                )
             with quiet_harness():
                 add_groups(each.name, loaded, found, results)
             out.write(results)
@@ -190,40 +196,40 @@ def _ask(
     return doubts
 
 
-def _run(
-    each: LoadedTask, model: HarnessModel, chat: bool, out: EvaluationFolder
-) -> Mapping[str, Any]:
+def _run(each: LoadedTask, model: HarnessModel, chat: bool) -> Mapping[str, Any]:
     """The harness's results of one task."""
     from lm_eval.evaluator import evaluate as harness_evaluate
 
+    with quiet_harness():
+        seed_harness()
+        return harness_evaluate(
+            model,
+            {"tasks": {each.name: each.task}, "groups": {}},
+            # Not the number that was asked for, which may be larger than the harness takes.
+            limit=None if each.wanted.limit is None else each.questions,
+            bootstrap_iters=BOOTSTRAP,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            confirm_run_unsafe_code=True,  # it was asked for before the tasks were loaded
+        )
+
+
+@contextlib.contextmanager
+def _named(each: LoadedTask, out: EvaluationFolder) -> Iterator[None]:
+    """Let what a task fails by name the task, and say what is kept."""
     try:
-        with quiet_harness():
-            seed_harness()
-            return harness_evaluate(
-                model,
-                {"tasks": {each.name: each.task}, "groups": {}},
-                # Not the number that was asked for, which may be larger than the harness takes.
-                limit=None if each.wanted.limit is None else each.questions,
-                bootstrap_iters=BOOTSTRAP,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=chat,
-                confirm_run_unsafe_code=True,  # it was asked for before the tasks were loaded
-            )
-    except UserError as error:
-        if isinstance(error, DamagedModel):  # of the model and not of the task
+        yield
+    except BaseException as error:  # whatever functions make of data and answers
+        is_of_the_task = not isinstance(error, OSError | MemoryError) or failed_function(
+            error, each.sources
+        )
+        if was_told_to_end(error) or isinstance(error, DamagedModel) or not is_of_the_task:
             raise
-        raise _failed(each, str(error), out) from error
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever a task's functions make of its data and the answers
-        raise _failed(each, what_failed(error), out) from error
-
-
-def _failed(each: LoadedTask, what: str, out: EvaluationFolder) -> UserError:
-    return UserError(
-        f"The task {each.name} failed: {what.rstrip('.')}. What was found before is in {out.path}: "
-        "leave this task out, or mend it and go on with --resume."
-    )
+        what = str(error) if isinstance(error, UserError) else what_failed(error, each.sources)
+        raise UserError(
+            f"The task {each.name} failed: {what.rstrip('.')}. What was found before is in "
+            f"{out.path}: leave this task out, or mend it and go on with --resume."
+        ) from error
 
 
 def _check_lengths(loaded: LoadedTasks, context: int) -> None:

@@ -6,18 +6,26 @@ import contextlib
 import importlib.metadata
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilemoe_mlx.errors import UserError, did_you_mean
-from mobilemoe_mlx.evaluation.code_gate import check_code
+from mobilemoe_mlx.errors import Interrupted, Terminated, UserError, did_you_mean
+from mobilemoe_mlx.evaluation.code_gate import check_code, function_files
 from mobilemoe_mlx.evaluation.local_datasets import LocalDatasets, MissingDataset, fetch_command
 from mobilemoe_mlx.evaluation.program_runner import CodeEval
 from mobilemoe_mlx.evaluation.suites import WantedTask
+from mobilemoe_mlx.evaluation.task_failures import (
+    check_function,
+    check_imports,
+    half_made_task,
+    what_failed,
+    wrong_question,
+)
 from mobilemoe_mlx.evaluation.task_index import all_names, task_configs, task_manager
 
 if TYPE_CHECKING:
@@ -53,6 +61,7 @@ class LoadedTask:
     task: Task
     wanted: WantedTask
     of_questions: int  # that its data set has
+    sources: frozenset[Path] = frozenset()  # files of its functions
 
     @property
     def name(self) -> str:
@@ -69,6 +78,21 @@ class LoadedTask:
     def shots(self) -> int:
         """Examples before each question."""
         return int(self.task.get_config("num_fewshot") or 0)
+
+    @property
+    def shows_what_it_asks(self) -> str | None:
+        """The split of the questions, where a question may be an example for itself.
+
+        The harness draws examples from the questions of a task that has no other split, and takes
+        the question out of them only where the YAML names that split (`fewshot_split`).
+        """
+        config, fewshot = self.task.config, getattr(self.task, "fewshot_cfg", None)
+        if not self.shots or fewshot is None or fewshot.samples is not None:
+            return None
+        asked = config.test_split or config.validation_split
+        shown = fewshot.split or config.training_split or config.validation_split or asked
+        takes_out = fewshot.split is not None and fewshot.split == config.test_split
+        return asked if shown == asked and not takes_out else None
 
 
 @dataclass(frozen=True)
@@ -158,7 +182,7 @@ def load_tasks(
             except _MissingPackage as error:
                 lacking.append(error)
                 continue
-            loaded += [LoadedTask(task, each, len(task.eval_docs)) for task in tasks]
+            loaded += tasks
             groups |= found
     if missing or lacking:
         told = [_missing_packages(lacking)] if lacking else []
@@ -170,37 +194,66 @@ def load_tasks(
 
 def _load(
     manager: Any, wanted: WantedTask, data: LocalDatasets
-) -> tuple[list[Task], dict[str, Group]]:
+) -> tuple[list[LoadedTask], dict[str, Group]]:
     """The tasks of a name, their shots and seeds set, and the groups they are members of."""
     index = manager.task_index
     entries = (index[name] for name in all_names(index, [wanted.task]) if name in index)
     data.next_task(wanted.task, (Path(e.yaml_path).parent for e in entries if e.yaml_path))
+    configs = task_configs(index, wanted.task)
+    sources = frozenset(path for config in configs for path in function_files(config))
     seed_harness()
     try:
         found = manager.load([wanted.task])
-        tasks = list(found["tasks"].values())
-        for task in tasks:
-            if getattr(task, "MULTIMODAL", False):
-                raise UserError(f"The task {task.task_name} asks about pictures or sounds.")
-            _check_metrics(task)
-            _set_shots(task, wanted.shots)
-            task.set_fewshot_seed(_SHOTS_SEED)
+        tasks = [
+            LoadedTask(task, wanted, len(task.eval_docs), sources)
+            for task in found["tasks"].values()
+        ]
+        for each in tasks:
+            _prepare(each, wanted.shots)
     except (MissingDataset, UserError):
         raise
-    except ImportError as error:
-        raise _MissingPackage(wanted.task, error) from None
-    except Exception as error:  # whatever a task's YAML, functions and data make of each other
-        raise UserError(f"The task {wanted.task} cannot be loaded: {what_failed(error)}") from error
+    except BaseException as error:  # whatever YAML, functions and data make of each other
+        if was_told_to_end(error):
+            raise
+        _explain(wanted.task, error, sources)
+        raise UserError(
+            f"The task {wanted.task} cannot be loaded: {what_failed(error, sources)}"
+        ) from error
     return tasks, found.get("groups", {})
 
 
-def what_failed(error: BaseException) -> str:
-    """An error of a task's YAML, functions or data on one line, with what it came from."""
-    if isinstance(error, StopIteration):  # what `datasets` and the harness make of no rows
-        return "its data set, or the split that it asks or shows, has no rows."
-    told = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    cause = error.__cause__
-    return told if cause is None else f"{told.rstrip('.')}, from {what_failed(cause)}"
+def _prepare(each: LoadedTask, shots: int | None) -> None:
+    """Look at a task that was made, and set its shots and seed."""
+    task = each.task
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(f"The task {task.task_name} asks about pictures or sounds.")
+    _check_metrics(task)
+    if (scores := task.get_config("process_results")) is not None and not callable(scores):
+        raise UserError(f"The task {task.task_name} has process_results that are no function.")
+    if each.of_questions and (wrong := wrong_question(task, task.eval_docs[0])):
+        raise UserError(f"The task {task.task_name} cannot be loaded: question 1: {wrong}")
+    _set_shots(task, shots)
+    task.set_fewshot_seed(_SHOTS_SEED)
+
+
+def _explain(name: str, error: BaseException, sources: Collection[Path]) -> None:
+    """Raise what is to be done about an error of loading, where that is known."""
+    check_function(name, error)
+    if isinstance(error, ImportError):
+        check_imports(name, error, sources)
+        if isinstance(error, ModuleNotFoundError) or any(each in str(error) for each in _PACKAGES):
+            raise _MissingPackage(name, error) from None
+    if (task := half_made_task(error)) is not None:
+        _check_metrics(task)
+        _check_filters(task)
+
+
+def was_told_to_end(error: BaseException) -> bool:
+    """Whether it is a signal's, and not a function's of a task that ends the program."""
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+        # Ctrl-C and a function's own cannot be told apart where nobody looks for the signal.
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, Interrupted | Terminated)
 
 
 def _check_metrics(task: Task) -> None:
@@ -224,6 +277,23 @@ def _check_metrics(task: Task) -> None:
                 f"The task {task.task_name} gives '{name}' an aggregation that the harness does "
                 f"not have. It has {', '.join(sorted(AGGREGATION_REGISTRY))}."
             )
+
+
+def _check_filters(task: Task) -> None:
+    """The harness has a KeyError for what it does not know."""
+    from lm_eval.api.registry import FILTER_REGISTRY
+
+    for each in task.get_config("filter_list") or []:
+        for key in ("name", "filter"):
+            if key not in each:
+                raise UserError(f"The task {task.task_name} has a filter without '{key}': {each}.")
+        for step in each["filter"]:
+            name = step.get("function")
+            if isinstance(name, str) and name not in FILTER_REGISTRY:
+                raise UserError(
+                    f"The task {task.task_name} filters answers by '{name}'"
+                    f"{did_you_mean(name, FILTER_REGISTRY)}, which is no filter of the harness."
+                )
 
 
 def _set_shots(task: Task, shots: int | None) -> None:

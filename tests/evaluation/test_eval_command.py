@@ -423,7 +423,10 @@ def test_a_choice_that_the_model_cannot_take_names_its_task(
     data.write_text(json.dumps(row) + "\n")
     assert main(command(bf16_folder, folder, tmp_path / "out", "--tasks", CHOICES)) == 2
     error = capsys.readouterr().err
-    assert f"The task {CHOICES} failed: A task's continuation has" in error and "--resume" in error
+    assert (
+        f"The task {CHOICES} failed: question 1, choice 1: its continuation has" in error
+        and "--resume" in error
+    )
 
 
 def test_a_task_that_fails_keeps_what_was_found_before(
@@ -439,13 +442,135 @@ def test_a_task_that_fails_keeps_what_was_found_before(
     words = command(bf16_folder, folder, out, "--tasks", f"{CHOICES},bad,{ANSWERS}")
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "The task bad failed: ZeroDivisionError" in error and "Traceback" not in error
+    where = f"score ({folder / 'own.py'}, line 2)"
+    assert (
+        f"The task bad failed: question 1: {where}: ZeroDivisionError" in error
+        and "Traceback" not in error
+    )
     assert [*read_results(out).tasks] == [CHOICES]
     (folder / "own.py").write_text("def score(doc, results):\n    return {'acc': 1}\n")
     assert main([*words, "--resume"]) == 0
     results = read_results(out)
     assert [*results.tasks] == [CHOICES, "bad", ANSWERS]
     assert results.tasks["bad"].metrics["acc,none"] == 1
+
+
+def with_row(folder: Path, name: str, index: int, **values: Any) -> None:
+    """Change values of one question."""
+    path = folder / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[index].update(values)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("key", "function", "message"),
+    [
+        ("process_results", "sys.exit()", "question 1: own ({file}, line 3): it ends the program"),
+        ("process_results", "exit(0)", "question 1: own ({file}, line 3): it ends the program"),
+        ("process_results", "raise KeyboardInterrupt", "own ({file}, line 3): KeyboardInterrupt"),
+        ("process_results", "raise BaseException('x')", "own ({file}, line 3): BaseException: x"),
+        ("process_results", "open('/no/file')", "own ({file}, line 3): FileNotFoundError"),
+        ("process_results", "return None", "question 1: process_results gives None"),
+        ("doc_to_text", "own.n = vars(own).get('n', 0) + 1\n    return 'x' if own.n < 3 else "
+         "sys.exit(0)", "own ({file}, line 4): it ends the program (SystemExit: 0)"),
+        ("doc_to_text", "own.n = vars(own).get('n', 0) + 1\n    return 'x' if own.n < 5 else 5",
+         "doc_to_text gives 5, which is no text"),
+    ],
+)  # fmt: skip
+def test_what_a_function_ends_is_the_tasks_failure(
+    key: str,
+    function: str,
+    message: str,
+    bf16_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a status that says so, and what was found before is kept."""
+    folder = write_tasks(tmp_path / "tasks", 3)
+    (folder / "own.py").write_text(f"import sys\ndef own(*given):\n    {function}\n")
+    yaml = (folder / f"{ANSWERS}.yaml").read_text().replace(ANSWERS, "bad")
+    (folder / "bad.yaml").write_text(f"{yaml}{key}: !function own.own\n")
+    out = tmp_path / "out"
+    assert main(command(bf16_folder, folder, out, "--tasks", f"{CHOICES},bad")) == 2
+    error = capsys.readouterr().err
+    assert "The task bad failed: question " in error and "--resume" in error
+    assert message.replace("{file}", str(folder / "own.py")) in error
+    assert [*read_results(out).tasks] == [CHOICES]
+    assert read_results(out).documents[CHOICES].hashes
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"choices": ["a", "", "b"]}, "question 2, choice 2: its continuation '' has no tokens"),
+        ({"choices": []}, "question 2: it has no choices"),
+        ({"choices": ["a", None, "b"]}, "question 2: its choice 2 is None, which is no text"),
+        ({"question": None}, "question 2: doc_to_text gives None, which is no text"),
+        ({"answer": None}, "question 2: doc_to_target gives None, which names none of its choices"),
+        ({"choices": ["a"], "answer": 0}, None),
+        ({"question": ""}, None),
+        ({"question": "  "}, None),
+        ({"question": "the words " * 3000}, None),
+    ],
+)
+def test_questions_that_the_harness_takes_and_does_not(
+    values: dict[str, Any],
+    message: str | None,
+    bf16_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_tasks(tmp_path / "tasks", 3)
+    path = folder / f"{CHOICES}.yaml"
+    yaml = path.read_text().replace('"Question: {{question}}\\nAnswer:"', "question")
+    path.write_text(f"{yaml}target_delimiter: ''\n")
+    with_row(folder, CHOICES, 1, **values)
+    words = command(bf16_folder, folder, tmp_path / "out", "--tasks", CHOICES)
+    assert main(words) == (0 if message is None else 2)
+    said = capsys.readouterr()
+    if message is not None:
+        assert f"The task {CHOICES} failed: {message}" in said.err
+    elif len(values.get("question", "")) > 1000:
+        assert "lost their beginning, being longer than the model takes: 3 of" in said.out
+
+
+def test_an_empty_choice_after_a_space_is_the_space(
+    bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tasks(tmp_path / "tasks", 3)
+    with_row(folder, CHOICES, 1, choices=["a", "", "b"])
+    more = ("--tasks", CHOICES, "--log-samples")
+    assert main(command(bf16_folder, folder, tmp_path / "out", *more)) == 0
+    lines = (tmp_path / "out" / "samples" / f"{CHOICES}.jsonl").read_text().splitlines()
+    assert [each[1] for each in json.loads(lines[1])["arguments"]] == [" a", " ", " b"]
+
+
+def test_a_metric_of_another_type_of_task_is_told(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    path = folder / f"{CHOICES}.yaml"
+    path.write_text(path.read_text().replace("metric: acc_norm", "metric: perplexity"))
+    assert main(command(bf16_folder, folder, tmp_path / "out", "--tasks", CHOICES)) == 0
+    said = f"{CHOICES}: the harness computes no 'perplexity' for tasks of the type multiple_choice"
+    assert said in capsys.readouterr().out
+
+
+def test_examples_that_are_the_questions_are_told(
+    tasks: Path, bf16_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(bf16_folder, tasks, tmp_path / "out", "--shots", "2", "--limit", "2")
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "drawn from the" in line]
+    assert [line.partition(":")[0] for line in told] == [LIKELIHOOD, ANSWERS]  # without a split
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    for name in (LIKELIHOOD, ANSWERS):  # here the harness takes the question out
+        path = folder / f"{name}.yaml"
+        path.write_text(path.read_text() + "fewshot_split: test\n")
+    words = command(bf16_folder, folder, tmp_path / "other", "--shots", "2", "--limit", "2")
+    assert main(words) == 0
+    assert "drawn from the" not in capsys.readouterr().out
 
 
 def test_a_full_disk_says_how_to_go_on(

@@ -242,7 +242,12 @@ def test_equal_requests_count_once_and_the_log_answers(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("loglikelihood", ("x", ""), "has no tokens"),
+        ("loglikelihood", ("x", ""), "request 1: its continuation '' has no tokens"),
+        ("loglikelihood", ("", ""), "request 1: its continuation '' has no tokens"),
+        ("loglikelihood", ("", "<|begin_of_text|>"), "has no tokens"),
+        ("loglikelihood", ("x", 5), "its continuation is 5, which is no text"),
+        ("loglikelihood", (["x"], "y"), r"its context is \['x'\], which is no text"),
+        ("loglikelihood_rolling", (5,), "request 1: 5 is no text"),
         ("loglikelihood", ("x", "word " * 300), r"has \d+ tokens, and the model takes 96"),
         ("generate_until", ("x", {"max_gen_toks": 96}), "wants answers of 96 tokens"),
         ("generate_until", ("x", {"num_beams": 2}), "wants to generate with 'num_beams'"),

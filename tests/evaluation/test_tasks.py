@@ -238,8 +238,19 @@ def test_data_that_hf_download_fetched(
         ((f"{CHOICES}.jsonl", "gone.jsonl"), "needs the data file gone.jsonl, which is not in"),
         ((f"{CHOICES}.jsonl", "https://x.org/a"), "nothing is downloaded"),
         (("test_split: test", "test_split: tset"), "cannot be loaded: KeyError: 'tset'"),
-        (("{{question}}", "{{question"), "cannot be loaded: TemplateSyntaxError"),
+        (("{{question}}", "{{question"), "cannot be loaded: question 1: TemplateSyntaxError"),
         (("metric: acc_norm", "metric: acc_nrm"), "'acc_nrm' (did you mean 'acc_norm'?)"),
+        (
+            ("metric: acc_norm\n    aggregation: mean", "metric: acc_nrm"),
+            "'acc_nrm' (did you mean 'acc_norm'?)",
+        ),
+        (
+            ("metadata:", "filter_list: [{name: x, filter: [{function: take_frst}]}]\nmetadata:"),
+            "filters answers by 'take_frst' (did you mean 'take_first'?)",
+        ),
+        (("metadata:", "filter_list: [{name: x}]\nmetadata:"), "has a filter without 'filter'"),
+        (("doc_to_choice: choices\n", ""), "question 1: a task of several choices has no doc_to_"),
+        (("doc_to_choice: choices", "doc_to_choice: question"), "which is no list"),
         (("output_type: multiple_choice", "output_type: many"), "cannot be loaded"),
         (("metadata:", "doc_to_image: image\nmetadata:"), "pictures"),
         (("aggregation: mean", "aggregation: meen"), "'acc' an aggregation that the harness does"),
@@ -269,6 +280,63 @@ def test_functions_that_are_no_python(folder: Path) -> None:
     path.write_text(path.read_text() + "process_docs: !function torn.text\n")
     with pytest.raises(UserError, match=r"torn\.py, line 2: .* mend it\."):
         load(CHOICES, include=[folder])
+
+
+@pytest.mark.parametrize(
+    ("function", "content", "message"),
+    [
+        ("onw.score", "", "wants the function score of {folder}/onw.py (did you mean 'own'?), and "
+         "there is no such file; nor is a package onw installed"),
+        ("sub.own.score", "", "wants the function score of {folder}/sub/own.py, and there is no"),
+        ("own.scoer", "def score(): ...", "of {folder}/own.py, which has no such function (did you "
+         "mean 'score'?)"),
+        ("os.path.scoer", "", "of the package os.path, which has no such function"),
+        ("score", "", "Invalid function reference 'score'"),
+        ("own.score", "score = 3", "has process_results that are no function"),
+        ("own.score", "\n1 / 0", "the import ({folder}/own.py, line 2): ZeroDivisionError"),
+        ("own.score", "import os\nos.no", "own.py, line 2): AttributeError: module 'os' has no"),
+        ("own.score", "import sys\nsys.exit(0)", "own.py, line 2): it ends the program"),
+        ("own.score", "from json import no", "own.py, line 1): ImportError: cannot import name"),
+        ("own.score", "import helper", "imports helper. The harness does not look beside the file"),
+    ],
+)  # fmt: skip
+def test_functions_that_are_not_there(
+    function: str, content: str, message: str, folder: Path
+) -> None:
+    (folder / "own.py").write_text(content)
+    (folder / "helper.py").write_text("")
+    path = folder / f"{CHOICES}.yaml"
+    path.write_text(path.read_text() + f"process_results: !function {function}\n")
+    with pytest.raises(UserError, match=f"The task {CHOICES} ") as caught:
+        load(CHOICES, include=[folder])
+    assert message.format(folder=folder) in str(caught.value)
+    assert "ackages are missing" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"choices": ["", "a", "b"]}, "its choice 1 is empty"),
+        ({"choices": []}, "it has no choices"),
+        ({"choices": None}, "doc_to_choice gives None, which is no list"),
+        ({"answer": 3}, "doc_to_target gives 3, and there are 3 choices, counted from 0"),
+        ({"answer": -1}, "doc_to_target gives -1, and there are 3 choices, counted from 0"),
+        ({"answer": 0.5}, "doc_to_target gives 0.5, which names none of its choices"),
+        ({"answer": None}, "doc_to_target gives None, which names none of its choices"),
+    ],
+)
+def test_a_first_question_that_the_harness_does_not_take(
+    values: dict[str, Any], message: str, folder: Path
+) -> None:
+    path = folder / f"{CHOICES}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0].update(values)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yaml = folder / f"{CHOICES}.yaml"  # whose examples have other columns then
+    yaml.write_text(yaml.read_text().replace("    train: shots.jsonl\ntraining_split: train\n", ""))
+    with pytest.raises(UserError, match=f"The task {CHOICES} cannot be loaded: question 1: ") as e:
+        load(CHOICES, include=[folder])
+    assert message in str(e.value)
 
 
 def test_missing_packages_and_data_are_told_together(folder: Path) -> None:
