@@ -20,7 +20,11 @@ def ended_by_signals() -> Iterator[None]:
         raise Terminated(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, end) for number in numbers}
+    before = {
+        number: signal.signal(number, end)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup, and a shell's jobs aside
+    }
     try:
         yield
     finally:

@@ -107,15 +107,18 @@ def documents_of(samples: Sequence[Mapping[str, Any]]) -> Documents:
 
 def doubts_of(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[str]:
     """What looks wrong with a task, of which the harness says nothing where anybody sees it."""
+    from lm_eval.api.task import ConfigurableTask
+
     doubts = []
     if wrong := _without_right_answer(task, samples):
         doubts.append(
             f"the right answer (doc_to_target) of {wrong:,} questions is none of their choices, so "
             "whatever a model answers counts as wrong."
         )
-    if task.get_config("process_results") is None and task.OUTPUT_TYPE != "generate_until":
+    own = type(task) is not ConfigurableTask or task.get_config("process_results") is not None
+    if not own and task.OUTPUT_TYPE != "generate_until":
         computed = {metric for sample in samples for metric in sample["metrics"]}
-        for metric in getattr(task, "_metric_fn_list", {}):
+        for metric in task._metric_fn_list:
             if metric not in computed:
                 doubts.append(
                     f"the harness computes no '{metric}' for tasks of the type {task.OUTPUT_TYPE}."

@@ -141,13 +141,14 @@ def _wrong_parts(task: Task, document: Mapping[str, Any]) -> Iterator[str]:
         if task.OUTPUT_TYPE != "generate_until" and not isinstance(target, str):
             yield f"doc_to_target gives {target!r:.100}, which is no text."
         return
+    if task.get_config("process_results") is not None:  # which alone knows what targets are
+        return
     for each in target if isinstance(target, list) else [target]:
         if not isinstance(each, int | str):
             yield f"doc_to_target gives {each!r:.100}, which names none of its choices."
-        elif isinstance(each, int) and not 0 <= each < len(choices):
-            yield (
-                f"doc_to_target gives {each}, and there are {len(choices)} choices, counted from 0."
-            )
+    # Others that are out of range count as wrong.
+    if isinstance(target, int) and not -len(choices) <= target < len(choices):
+        yield f"doc_to_target gives {target}, and there are {len(choices)} choices, counted from 0."
 
 
 def check_function(name: str, error: BaseException) -> None:

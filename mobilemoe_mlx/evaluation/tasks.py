@@ -224,13 +224,17 @@ def _load(
 
 def _prepare(each: LoadedTask, shots: int | None) -> None:
     """Look at a task that was made, and set its shots and seed."""
+    from lm_eval.api.task import ConfigurableTask
+
     task = each.task
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"The task {task.task_name} asks about pictures or sounds.")
     _check_metrics(task)
     if (scores := task.get_config("process_results")) is not None and not callable(scores):
         raise UserError(f"The task {task.task_name} has process_results that are no function.")
-    if each.of_questions and (wrong := wrong_question(task, task.eval_docs[0])):
+    first = next(iter(task.eval_docs), None)
+    is_yaml_alone = type(task) is ConfigurableTask
+    if is_yaml_alone and first is not None and (wrong := wrong_question(task, first)):
         raise UserError(f"The task {task.task_name} cannot be loaded: question 1: {wrong}")
     _set_shots(task, shots)
     task.set_fewshot_seed(_SHOTS_SEED)

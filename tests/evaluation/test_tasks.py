@@ -320,7 +320,7 @@ def test_functions_that_are_not_there(
         ({"choices": []}, "it has no choices"),
         ({"choices": None}, "doc_to_choice gives None, which is no list"),
         ({"answer": 3}, "doc_to_target gives 3, and there are 3 choices, counted from 0"),
-        ({"answer": -1}, "doc_to_target gives -1, and there are 3 choices, counted from 0"),
+        ({"answer": -4}, "doc_to_target gives -4, and there are 3 choices, counted from 0"),
         ({"answer": 0.5}, "doc_to_target gives 0.5, which names none of its choices"),
         ({"answer": None}, "doc_to_target gives None, which names none of its choices"),
     ],
@@ -337,6 +337,18 @@ def test_a_first_question_that_the_harness_does_not_take(
     with pytest.raises(UserError, match=f"The task {CHOICES} cannot be loaded: question 1: ") as e:
         load(CHOICES, include=[folder])
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize("answer", [-1, [0, 7]])
+def test_a_right_answer_that_only_counts_as_wrong_is_no_hindrance(
+    answer: Any, folder: Path
+) -> None:
+    path = folder / f"{CHOICES}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"answer": answer}) + "\n" for row in rows))
+    yaml = folder / f"{CHOICES}.yaml"
+    yaml.write_text(yaml.read_text().replace("    train: shots.jsonl\ntraining_split: train\n", ""))
+    assert load(CHOICES, include=[folder]).questions == 3
 
 
 def test_missing_packages_and_data_are_told_together(folder: Path) -> None:
