@@ -67,12 +67,12 @@ def describe(name: str, context: int | None = None) -> Described:
         config, weights = read_config(path), _files(path)
     elif path.suffix == ".json" and path.is_file():
         config = read_config(path.parent, path.name)
-    elif name.count("/") == 1 and not path.parent.is_dir():
+    elif name.count("/") == 1 and path.suffix != ".json" and not path.parent.is_dir():
         config = read_config(hub.resolve(name, config_only=True))
     else:
         known = [*PRESETS, *published_models()]
         raise UserError(
-            f"There is no preset and no folder {name}{did_you_mean(name, known)}. "
+            f"There is no preset and no folder or file {name}{did_you_mean(name, known)}. "
             f"Presets: {', '.join(PRESETS)}; rivals: {', '.join(published_models())}."
         )
     if config.get("model_type") == MODEL_TYPE or "model_type" not in config:

@@ -113,9 +113,20 @@ class _Fields:
 
     def head_features(self) -> tuple[int, int, int]:
         """Features of one head, of all queries, and of all keys (or values)."""
-        heads = self.size("num_attention_heads")
-        each = self.size("head_dim", self.size("hidden_size") // heads)
-        return each, heads * each, self.size("num_key_value_heads", heads) * each
+        heads, hidden = self.size("num_attention_heads"), self.size("hidden_size")
+        each = self.size("head_dim", hidden // heads)
+        if hidden % heads and self.values.get("head_dim", self.defaults.get("head_dim")) is None:
+            raise UserError(
+                f"{self.where}: hidden_size ({hidden}) is no multiple of num_attention_heads "
+                f"({heads}), and there is no head_dim."
+            )
+        kv_heads = self.size("num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise UserError(
+                f"{self.where}: num_attention_heads ({heads}) is no multiple of "
+                f"num_key_value_heads ({kv_heads})."
+            )
+        return each, heads * each, kv_heads * each
 
     def feed_forward(self, width: str = "intermediate_size") -> int:
         """Parameters of a gated feed-forward layer of that width: gate, up and down."""

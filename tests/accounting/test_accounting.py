@@ -153,7 +153,7 @@ def test_info_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_info_of_nothing_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     for name, hint in (
         ("tinny", "did you mean 'tiny'?"),
-        ("./nowhere", "no preset and no folder ./nowhere"),
+        ("./nowhere", "no preset and no folder or file ./nowhere"),
     ):
         assert main.main(["info", name]) == 2
         assert hint in capsys.readouterr().err

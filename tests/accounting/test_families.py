@@ -168,6 +168,8 @@ def test_info_of_a_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ({"hidden_size": None}, "the field hidden_size is missing"),
         ({"hidden_size": -1}, "config.json: hidden_size is -1"),
         ({"hidden_size": "wide"}, "config.json: hidden_size is 'wide'"),
+        ({"num_attention_heads": 30}, r"hidden_size .2048. is no multiple of num_attention_heads"),
+        ({"num_key_value_heads": 5}, r"num_attention_heads .32. is no multiple of num_key_value_h"),
         ({"tie_word_embeddings": 3}, "tie_word_embeddings is 3"),
         ({"layer_types": ["full_attention"]}, "layer_types has 1 entries but num_hidden_layers"),
         ({"layer_types": ["mamba"] * 24}, "layer_types has 'mamba'"),
@@ -190,3 +192,8 @@ def test_a_model_that_also_sees_is_its_text_model() -> None:
     outer = {"model_type": "qwen3_5", "vision_config": {}, "tie_word_embeddings": True}
     inner = {key: value for key, value in text.items() if key != "tie_word_embeddings"}
     assert read_architecture({**outer, "text_config": inner}) == read_architecture(text)
+
+
+def test_a_file_that_is_not_there_is_no_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "nowhere/config.json"]) == 2
+    assert "There is no preset and no folder or file nowhere/config.json" in capsys.readouterr().err
