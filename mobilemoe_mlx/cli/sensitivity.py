@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SIZE",
-        help="suggest which tensors stay BF16 where all take at most SIZE, like 2MB or 900MB",
+        help="suggest which tensors stay BF16 where all take at most SIZE, like 2MB or 900MB; a "
+        "study, since no layout stores such a mix",
     )
     parser.add_argument(
         "--scale-rule",
