@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import random
 import signal
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,12 +204,11 @@ def _load(
     seed_harness()
     try:
         found = manager.load([wanted.task])
-        tasks = [
-            LoadedTask(task, wanted, len(task.eval_docs), sources)
-            for task in found["tasks"].values()
-        ]
-        for each in tasks:
-            _prepare(each, wanted.shots)
+        tasks = []
+        for task in found["tasks"].values():
+            questions = task.eval_docs
+            _prepare(task, questions, wanted.shots)
+            tasks.append(LoadedTask(task, wanted, len(questions), sources))
     except (MissingDataset, UserError):
         raise
     except BaseException as error:  # whatever YAML, functions and data make of each other
@@ -222,17 +221,16 @@ def _load(
     return tasks, found.get("groups", {})
 
 
-def _prepare(each: LoadedTask, shots: int | None) -> None:
+def _prepare(task: Task, questions: Iterable[Any], shots: int | None) -> None:
     """Look at a task that was made, and set its shots and seed."""
     from lm_eval.api.task import ConfigurableTask
 
-    task = each.task
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"The task {task.task_name} asks about pictures or sounds.")
     _check_metrics(task)
     if (scores := task.get_config("process_results")) is not None and not callable(scores):
         raise UserError(f"The task {task.task_name} has process_results that are no function.")
-    first = next(iter(task.eval_docs), None)
+    first = next(iter(questions), None)
     is_yaml_alone = type(task) is ConfigurableTask
     if is_yaml_alone and first is not None and (wrong := wrong_question(task, first)):
         raise UserError(f"The task {task.task_name} cannot be loaded: question 1: {wrong}")
