@@ -182,7 +182,7 @@ def test_the_command(
     captured = capsys.readouterr()
     assert " x" in captured.out and "round 1 of 1, 16 tokens, cpu:int8" in captured.err
     with pytest.raises(SystemExit):
-        main.main([*line, "--contexts", "1x"])
+        main.main(["bench", line[1], "--contexts", "1x"])
     assert "'1x' is not like 256,1k,4k" in capsys.readouterr().err
     assert main.main([*line, "--picture", str(tmp_path / "no" / "it.png")]) == 2
 

@@ -72,10 +72,11 @@ def evaluated(
 
 
 def command(model: Path, tasks: Path, out: Path, *more: str | Path) -> list[str]:
-    words = ["eval", model, "--include", tasks, "--tasks", GROUP, "--out", out, "--engine", "mlx"]
-    if "--engine" in more:
-        words = words[:-2]
-    return [str(word) for word in (*words, *more)]
+    words = ["eval", model, "--include", tasks, "--out", out, *more]
+    for option, value in (("--tasks", GROUP), ("--engine", "mlx")):
+        if option not in more:
+            words += [option, value]
+    return [str(word) for word in words]
 
 
 def direct_choices(model: Any, folder: Path) -> dict[str, list[int]]:
