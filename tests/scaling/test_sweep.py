@@ -213,6 +213,23 @@ def test_folders_of_others(plan: Plan, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    ("grid", "data"), [("quickstart", "sweep"), ("quickstart-lower-rate", "sweep-lower-rate")]
+)
+def test_the_rows_of_the_documents_are_of_their_grid(grid: str, data: str) -> None:
+    plan = read_plan(grid)
+    path = Path(__file__).parents[2] / "docs" / "data" / f"{data}.jsonl"
+    rows = [json.loads(x) for x in path.read_text().splitlines() if x and not x.startswith("#")]
+
+    asked = []
+    for point in plan.points:
+        costs, stage = plan.costs(point), plan.recipe_of(point).stages["pretrain"]
+        tokens = stage.steps * stage.batch_size * stage.data.context
+        asked.append((costs.active_parameters, costs.total_parameters, tokens, point.seed))
+    trained = [(row["active"], row["total"], row["tokens"], row["seed"]) for row in rows]
+    assert sorted(asked) == sorted(trained)
+
+
 def test_the_grid_of_this_package() -> None:
     """Three sizes by three numbers of tokens for every E, every g, and two seeds at the centre."""
     points = read_plan("quickstart").points
