@@ -63,6 +63,11 @@ def check(folder: str | Path) -> list[str]:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """The checkpoint in `folder`; raises UserError listing everything that `check` finds."""
     folder = files.user_path(folder)
+    if folder.suffix == ".mlpackage":
+        raise UserError(
+            f"{folder} is a Core ML package, which `mobilemoe verify` and `mobilemoe compare` "
+            "read: give the checkpoint that it was made from."
+        )
     checkpoint, problems = _inspect(folder)
     if problems or checkpoint is None:
         if (why := unfinished(folder)) is not None:

@@ -25,7 +25,8 @@ EXAMPLES = (
     "mobilemoe eval runs/quickstart/training/sft/model --include runs/stdlib-tasks --tasks "
     "stdlib_cloze --engine mlx --out runs/eval-sft --log-samples --json runs/eval.json",
     "mobilemoe eval --compare BF16=runs/quickstart/training/sft/model "
-    "INT4=runs/quickstart/training/qat/model --include runs/stdlib-tasks --tasks stdlib --limit 20",
+    "INT4=runs/quickstart/training/qat/model --include runs/stdlib-tasks --tasks stdlib --limit 20 "
+    "--engine mlx",
 )
 
 
@@ -179,24 +180,28 @@ def _compare(args: argparse.Namespace, out: str) -> None:
 
     What was evaluated in OUT before is not evaluated again.
     """
-    from mobilemoe_mlx.evaluation.comparison import compare
+    from mobilemoe_mlx.evaluation.comparison import check_enough, compare
     from mobilemoe_mlx.evaluation.comparison_picture import picture
     from mobilemoe_mlx.evaluation.comparison_table import as_text
     from mobilemoe_mlx.evaluation.results import is_evaluation, read_results
 
     named = named_models(args.compare)
-    evaluations = {}
-    for name, model in named.items():
+    check_enough(named)
+    done = {}
+    for name, model in named.items():  # all of them, before a model is evaluated
         if is_evaluation(model):
-            evaluations[name] = read_results(model)
-            if not evaluations[name].finished:
+            done[name] = read_results(model)
+            if not done[name].finished:
                 raise UserError(
                     f"{model} holds an evaluation that is not finished: go on with it first, by "
                     "the command that began it and --resume."
                 )
-        else:
-            folder = f"{out}/{name}"
-            evaluations[name] = _evaluate(args, model, folder, resume=is_evaluation(folder))
+    evaluations = {}
+    for name, model in named.items():
+        folder = f"{out}/{name}"
+        evaluations[name] = done.get(name) or _evaluate(
+            args, model, folder, resume=is_evaluation(folder)
+        )
     found = compare(evaluations)
     if args.picture is not None:
         files.write(files.user_path(args.picture), picture(found))

@@ -17,6 +17,10 @@ max error   max |MLX - PyTorch| / max |PyTorch| of a parameter's gradient: the l
 mean error  mean |MLX - PyTorch| / root mean square of PyTorch: the layer's largest
 whole       of all gradients as one vector: ||MLX - PyTorch|| / ||PyTorch||"""
 
+_BFLOAT16 = """\
+Strong weights and near ties in the routing can take bfloat16's rounding alone that far: whether
+there is a mistake shows in float32, without --dtype."""
+
 _STEPS_LEGEND = """\
 loss         mean cross-entropy of the step's batch, before the step
 distance     ||w(MLX) - w(PyTorch)|| after the step, over the way that PyTorch has gone
@@ -58,6 +62,11 @@ def gradients_as_text(comparison: GradientComparison) -> str:
             "",
             f"whole gradient {c.whole:.2e}; "
             + _verdict(c.tolerance.measure, c.judged, c.tolerance.value),
+            *(
+                [_BFLOAT16]
+                if c.tolerance.measure == "whole" and c.judged > c.tolerance.value
+                else []
+            ),
             "",
             _GRADIENT_LEGEND,
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class Comparison:
     """Models against the first one."""
 
     base: str
+    described: dict[str, str]  # by name, of the base too: size, form and engine
     models: tuple[ComparedModel, ...]
     left_out: tuple[str, ...]  # metrics that are no mean over questions
 
@@ -71,14 +72,19 @@ class Comparison:
         return dataclasses.asdict(self)
 
 
+def check_enough(names: Collection[str]) -> None:
+    """Raise UserError for fewer than two models or evaluations."""
+    if len(names) < 2:
+        raise UserError("There is nothing to compare: name two models or evaluations at least.")
+
+
 def compare(evaluations: Mapping[str, Results]) -> Comparison:
     """Compare evaluations of the same tasks; the first is the base.
 
     Tasks that all of them have are compared. Raises UserError where these are none, where a model
     was asked other questions, and for fewer than two evaluations.
     """
-    if len(evaluations) < 2:
-        raise UserError("There is nothing to compare: name two models or evaluations at least.")
+    check_enough(evaluations)
     (base_name, base), *others = evaluations.items()
     tasks = [task for task in base.documents if all(task in r.documents for _, r in others)]
     if not tasks:
@@ -101,7 +107,8 @@ def compare(evaluations: Mapping[str, Results]) -> Comparison:
         _compared(name, base, {key: (values[0], values[i]) for key, values in scores.items()})
         for i, (name, _) in enumerate(others, start=1)
     )
-    return Comparison(base_name, models, tuple(left_out))
+    described = {name: results.described for name, results in evaluations.items()}
+    return Comparison(base_name, described, models, tuple(left_out))
 
 
 def _compared(

@@ -21,7 +21,7 @@ def picture(found: Comparison) -> bytes:
     rows = [*tasks, "mean of these"]
     shifts = np.linspace(0.28, -0.28, len(found.models)) if len(found.models) > 1 else [0.0]
     for panel, metric in zip(panels, metrics, strict=True):
-        better = "more"
+        better, furthest = "more", 0.0
         for number, (model, shift) in enumerate(zip(found.models, shifts, strict=True)):
             shown: list[tuple[str, Interval]] = []
             for each in model.differences:
@@ -32,6 +32,7 @@ def picture(found: Comparison) -> bytes:
             shown += [(rows[-1], average.difference) for average in averages]
             means = np.array([interval.mean for _, interval in shown])
             ends = np.array([(interval.low, interval.high) for _, interval in shown]).T
+            furthest = max(furthest, float(np.abs(ends).max()))
             y = [len(rows) - 1 - rows.index(name) + shift for name, _ in shown]
             panel.errorbar(
                 means,
@@ -42,6 +43,8 @@ def picture(found: Comparison) -> bytes:
                 color=f"C{number}",
                 label=model.name,
             )
+        if furthest == 0:  # else the axis would be as wide as a rounding error
+            panel.set_xlim(-0.01, 0.01)
         panel.axvline(0, color="0.3", linewidth=0.8)
         panel.set_title(f"{metric} ({better} is better)", fontsize=9)
         panel.set_xlabel(f"difference from {found.base}", fontsize=8)

@@ -8,7 +8,8 @@ from mobilemoe_mlx.evaluation.paired import LEVEL
 
 
 def as_text(found: Comparison) -> str:
-    """A table for each model, and how to read it."""
+    """What was asked, a table for each model, and how to read it."""
+    asked = "\n".join(f"{name}: {what}" for name, what in found.described.items())
     parts = [_model(found.base, model) for model in found.models]
     notes = (
         f"Intervals ({LEVEL:.0%}) by the paired bootstrap over questions. Gained, lost: questions "
@@ -17,7 +18,7 @@ def as_text(found: Comparison) -> str:
     )
     if found.left_out:
         notes += f"\nNot means over questions, so not compared: {', '.join(found.left_out)}."
-    return "\n\n".join([*parts, notes])
+    return "\n\n".join([asked, *parts, notes])
 
 
 def _model(base: str, model: ComparedModel) -> str:

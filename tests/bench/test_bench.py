@@ -13,6 +13,7 @@ import pytest
 from mobilemoe_mlx.accounting.cost import bytes_read_per_token
 from mobilemoe_mlx.bench.contenders import Contender, engines
 from mobilemoe_mlx.bench.measure import DECODED, Process, bench
+from mobilemoe_mlx.bench.prompts import real_tokens
 from mobilemoe_mlx.bench.results import EngineResults, Measured, Results, read_results
 from mobilemoe_mlx.bench.table import as_text
 from mobilemoe_mlx.checkpoint.random_weights import write_random_checkpoint
@@ -35,6 +36,13 @@ def measured(kernel_is_built: None, int4_folder: Path) -> Results:
         patch.setenv("PYTHONPATH", str(ROOT))
         names = ["cpu:exact", "mlx"]
         return bench(int4_folder, names, prompts=[16, 40, 5000], rounds=2, threads=1)
+
+
+def test_prompts_are_the_same_in_every_process(tmp_path: Path) -> None:
+    """Python's documentation has addresses in it."""
+    args = dataclasses.replace(PRESETS["tiny"], vocab_size=256)
+    text = bytes(real_tokens(tmp_path, args))  # without a tokenizer, tokens are bytes
+    assert b"copy_function=<function copy2>" in text and b" at 0x" not in text
 
 
 def test_what_is_measured(measured: Results) -> None:

@@ -16,7 +16,7 @@ import torch
 from checkpoint_files import Tensors, random_bits, read, write
 
 from mobilemoe_mlx.checkpoint import load_save
-from mobilemoe_mlx.checkpoint.check import check, fold_layers
+from mobilemoe_mlx.checkpoint.check import check, fold_layers, open_checkpoint
 from mobilemoe_mlx.checkpoint.layouts import Layout
 from mobilemoe_mlx.config import ModelArgs
 from mobilemoe_mlx.errors import UserError
@@ -184,6 +184,13 @@ def test_all_that_is_wrong_is_listed(
     with pytest.raises(UserError) as error:
         load_save.load_model(folder)
     assert str(folder) in str(error.value)
+
+
+def test_a_core_ml_package_is_told_as_one(tmp_path: Path) -> None:
+    package = tmp_path / "tiny.mlpackage"
+    package.mkdir()
+    with pytest.raises(UserError, match="is a Core ML package, which `mobilemoe verify`"):
+        open_checkpoint(package)
 
 
 def test_an_index_that_disagrees_with_the_files(tmp_path: Path, tiny_args: ModelArgs) -> None:

@@ -67,6 +67,9 @@ def test_half_precision_is_judged_by_the_whole_gradient(bf16_folder, tokens):
     report = compare_gradients(bf16_folder, tokens, dtype="bfloat16", torch_dtype="float32")
     assert report.tolerance.measure == "whole"
     assert 1e-4 < report.whole < report.tolerance.value
+    assert "without --dtype" not in gradients_as_text(report)
+    beyond = dataclasses.replace(report, tolerance=report.tolerance._replace(value=1e-4))
+    assert "shows in float32, without --dtype" in gradients_as_text(beyond)
 
 
 def test_a_wrong_weight_is_seen_and_named(bf16_folder, tokens, monkeypatch):

@@ -14,6 +14,7 @@ from small_tasks import CHOICES, write_tasks
 from mobilemoe_mlx.cli.eval import named_models
 from mobilemoe_mlx.cli.main import main
 from mobilemoe_mlx.errors import UserError
+from mobilemoe_mlx.evaluation import comparison_picture
 from mobilemoe_mlx.evaluation.comparison import compare
 from mobilemoe_mlx.evaluation.comparison_table import as_text
 from mobilemoe_mlx.evaluation.paired import holm, mcnemar, paired_interval
@@ -34,7 +35,8 @@ BETTER = {"acc": True, "brier_score": False, "perplexity": False, "f1": True}
 def evaluation(values: dict[str, dict[str, list[Any]]], **changes: Any) -> Results:
     """Results of tasks with these values for each question."""
     settings = Settings("m", "0", (), "mlx", {}, None, (), False, "0.4")
-    results = Results(dataclasses.replace(settings, **changes.get("settings", {})), finished=True)
+    settings = dataclasses.replace(settings, **changes.get("settings", {}))
+    results = Results(settings, changes.get("described", ""), finished=True)
     for task, metrics in values.items():
         count = len(next(iter(metrics.values())))
         hashes = tuple(f"{task}{i}" for i in range(count))
@@ -45,8 +47,10 @@ def evaluation(values: dict[str, dict[str, list[Any]]], **changes: Any) -> Resul
 
 
 def test_differences_question_by_question() -> None:
-    base = evaluation({"a": {"acc,none": BASE}, "b": {"acc,none": BASE[::-1]}})
-    other = evaluation({"a": {"acc,none": WORSE}, "b": {"acc,none": BASE[::-1]}})
+    values = {"a": {"acc,none": BASE}, "b": {"acc,none": BASE[::-1]}}
+    base = evaluation(values, described="a model on MLX")
+    values["a"] = {"acc,none": WORSE}
+    other = evaluation(values, described="a model on the CPU")
     found = compare({"BF16": base, "INT4": other})
     (model,) = found.models
     first, second = model.differences
@@ -64,6 +68,7 @@ def test_differences_question_by_question() -> None:
     assert average.difference.mean == pytest.approx(-0.125)
     text = as_text(found)
     assert "INT4 against BF16" in text and "-0.2500" in text and "mean of 2 tasks" in text
+    assert text.startswith("BF16: a model on MLX\nINT4: a model on the CPU\n")
 
 
 def test_metrics_that_are_no_numbers() -> None:
@@ -86,6 +91,14 @@ def test_metrics_that_are_no_numbers() -> None:
 def test_values_that_were_edited_are_left_out(value: Any) -> None:
     edited = evaluation({"a": {"acc,none": [1], "brier_score,none": [value]}})
     assert compare({"one": edited, "two": edited}).left_out == ("a: brier_score",)
+
+
+def test_the_axis_of_answers_that_are_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison_picture, "png_bytes", lambda figure: figure)
+    same = evaluation({"t": {"acc,none": BASE}})
+    (panel,) = comparison_picture.picture(compare({"a": same, "b": same})).axes  # type: ignore[attr-defined]
+    low, high = panel.get_xlim()
+    assert low < -1e-3 and high > 1e-3
 
 
 def test_what_cannot_be_compared() -> None:
@@ -155,8 +168,9 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     cases = [
         (["--compare", a, b], "not asked the same questions of t"),
-        (["--compare", a], "two models or evaluations at least"),
-        (["--compare", a, str(tmp_path / "c")], "an evaluation that is not finished"),
+        # Both before a model is looked at, which would take long to evaluate.
+        (["--compare", "nowhere"], "two models or evaluations at least"),
+        (["--compare", "nowhere", str(tmp_path / "c")], "an evaluation that is not finished"),
         (["--compare", a, b, "--adapter", "x"], "evaluate the model with its adapter first"),
         ([a, "--compare", b], "Name one model to evaluate, or several with --compare"),
         ([], "Name one model to evaluate"),
