@@ -172,13 +172,16 @@ def find(
 ) -> Found:
     """The design with the lowest loss after `tokens` of training, with the runners-up.
 
-    Raises UserError where nothing meets the bounds, saying by how much the nearest misses them.
+    Raises UserError where nothing meets the bounds, saying by how much the nearest misses them, and
+    where a law that is too steep has a finite loss for nothing.
     """
     space = space or Space()
     designs = best_of_each(bounds, tokens, law=law, space=space)
     if not designs:
         raise UserError(_why_nothing(bounds, space))
     best = designs[0]
+    if not math.isfinite(best.loss):
+        raise UserError("The law gives no design within the bounds a finite loss: it is too steep.")
     near = [each for each in designs[1:] if each.loss - best.loss < law.rmse]
     ratio = best.shape.E / best.shape.k
     return Found(

@@ -138,8 +138,9 @@ class Law:
 
     def _terms(self, n: Any, d: Any, e: Any) -> tuple[Any, Any]:
         """The term of the size and that of the data, from ln N, ln D (billions) and ln Ê."""
-        by_size = self.A * np.exp(self.delta * e + (self.alpha + self.gamma * e) * n)
-        by_data = self.B * np.exp(self.omega * e + (self.beta + self.zeta * e) * d)
+        with np.errstate(over="ignore"):  # infinite, far from what a steep law was fitted on
+            by_size = self.A * np.exp(self.delta * e + (self.alpha + self.gamma * e) * n)
+            by_data = self.B * np.exp(self.omega * e + (self.beta + self.zeta * e) * d)
         return by_size, by_data
 
     def _log_effective_slope(self, experts: Numbers) -> Any:

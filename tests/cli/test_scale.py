@@ -69,6 +69,12 @@ def test_fit_and_what_is_done_with_it(
     found = record(capsys, "predict --active 3e8 --tokens 500e9 --experts 8 --law fit.json")
     assert found["loss"] == pytest.approx(2.3458, abs=0.004)
     assert "lies outside" in scale(capsys, "predict --active 3e9 --tokens 5e11 --law fit.json")
+    steep = json.loads((tmp_path / "fit.json").read_text())
+    steep["law"]["beta"] = 1e3
+    (tmp_path / "steep.json").write_text(json.dumps(steep))
+    for line in ("predict --active 3e8 --tokens 6T", "design --tokens 6T"):
+        assert main(["scale", *line.split(), "--law", "steep.json"]) == 2
+        assert "finite loss" in capsys.readouterr().err
 
 
 def test_the_sweep_of_the_documents(

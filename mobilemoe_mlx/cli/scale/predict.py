@@ -14,6 +14,7 @@ from mobilemoe_mlx.cli.scale.pictures_option import (
 )
 from mobilemoe_mlx.cli.scale.plain_counts import check_plain_count
 from mobilemoe_mlx.cli.sizes import count
+from mobilemoe_mlx.errors import UserError
 
 SUMMARY = "the loss that the scaling law predicts for a size and a number of tokens"
 
@@ -51,6 +52,10 @@ def run(args: argparse.Namespace) -> None:
     check_plain_count("--active", args.active, law.fitted_on.active)
     check_plain_count("--tokens", args.tokens, law.fitted_on.tokens)
     at = (args.active, args.tokens, args.experts)
+    if not math.isfinite(law.loss(*at)):
+        raise UserError(
+            " ".join(["The law gives no finite loss there: it is too steep.", *law.outside(*at)])
+        )
     by_size, by_data = law.terms(*at)
     gradient = law.gradient(*at)
     tenth = math.log(1.1)
