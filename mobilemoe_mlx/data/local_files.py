@@ -136,7 +136,7 @@ def find_files(
     seen: dict[Identity, Path] = {}
     excluded: dict[Identity, Path] = {}
     notices = []
-    folder = files.user_path(base_folder or "")
+    folder = files.user_path("." if base_folder is None else base_folder)
     for pattern in config.files:
         named = folder / files.user_path(pattern, folder)
         if base_folder is None and not named.is_absolute():
