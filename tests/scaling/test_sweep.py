@@ -214,7 +214,12 @@ def test_folders_of_others(plan: Plan, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "data"), [("quickstart", "sweep"), ("quickstart-lower-rate", "sweep-lower-rate")]
+    ("grid", "data"),
+    [
+        ("quickstart", "sweep"),
+        ("quickstart-lower-rate", "sweep-lower-rate"),
+        ("quickstart-longer", "sweep-longer"),
+    ],
 )
 def test_the_rows_of_the_documents_are_of_their_grid(grid: str, data: str) -> None:
     plan = read_plan(grid)
