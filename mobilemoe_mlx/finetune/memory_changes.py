@@ -78,8 +78,7 @@ def check_memory(
 def _candidates(
     args: ModelArgs, config: FinetuneConfig, on_cpu: bool
 ) -> Iterator[tuple[str, str, ModelArgs, FinetuneConfig]]:
-    rows = config.micro_batch_size or config.batch_size
-    if rows > 1:
+    if config.rows_at_a_time > 1:
         one = dataclasses.replace(config, micro_batch_size=1)
         yield "--set micro_batch_size=1", "learns the same", args, one
     if config.compute.loss_chunk > _SMALL_CHUNK:

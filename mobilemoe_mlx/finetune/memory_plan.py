@@ -114,7 +114,7 @@ class _Step:
     def __init__(self, args: ModelArgs, config: FinetuneConfig, on_cpu: bool) -> None:
         self.args, self.config, self.on_cpu = args, config, on_cpu
         self.shapes: TrainedShapes = trained_shapes(args, config)
-        self.rows = min(config.micro_batch_size or config.batch_size, config.batch_size)
+        self.rows = config.rows_at_a_time
         self.tokens = self.rows * config.data.context
         self.size = _FLOAT32 if config.compute.dtype == "float32" else 2
         self.is_packed = args.quantized and config.adapter is not None

@@ -61,7 +61,7 @@ class Space:
             if g not in RELATIVE_TIME:
                 known = ", ".join(map(str, RELATIVE_TIME))
                 raise UserError(f"g = {g}: known of a granularity's price are {known}.")
-        if not any(True for _ in self.choices()):
+        if next(self.choices(), None) is None:
             raise UserError(
                 "None of these shapes can have a shared expert: it takes the place of "
                 f"{SHARED_UNITS} of g times k active experts, and one must be left to select."

@@ -35,13 +35,9 @@ class Decode:
 @dataclass(frozen=True)
 class _File:
     name: tables.Text
-    # Bounds beyond which another unit was meant, like GB per second.
-    bandwidth: Annotated[float, tables.Bounds(least=1e6, most=1e15)] | None = (
-        None  # bytes per second
-    )
-    attention_flops: Annotated[float, tables.Bounds(least=1e6, most=1e18)] | None = (
-        None  # per second
-    )
+    # Bytes and operations per second. Beyond the bounds another unit was meant, like GB.
+    bandwidth: Annotated[float, tables.Bounds(least=1e6, most=1e15)] | None = None
+    attention_flops: Annotated[float, tables.Bounds(least=1e6, most=1e18)] | None = None
     decode: tuple[Decode, ...] = ()
 
 

@@ -121,7 +121,7 @@ def read_heldout(recipe: Recipe, stage: StageConfig, tokenizer: TokenizerWrapper
             folder,
             document_encoder(tokenizer, config.format),
             data.context,
-            min(stage.micro_batch_size, stage.batch_size) or stage.batch_size,  # rows at a time
+            stage.rows_at_a_time,
             data.heldout_tokens // len(sources),
             on_bad_record=data.on_bad_record,
         )

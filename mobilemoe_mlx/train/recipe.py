@@ -112,6 +112,11 @@ class LoopTable:
     checkpoint_every_minutes: NotNegative = 10.0  # the most work a crash may cost; 0: no limit
     keep_checkpoints: Count = 2
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows that a process computes at a time where it is alone."""
+        return min(self.micro_batch_size, self.batch_size) or self.batch_size
+
 
 class LoopConfig(Protocol):
     """All that the training loop asks of what it is told."""
@@ -127,7 +132,7 @@ class LoopConfig(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
-    def micro_batch_size(self) -> int: ...
+    def rows_at_a_time(self) -> int: ...
     @property
     def evaluate_every(self) -> int: ...
     @property

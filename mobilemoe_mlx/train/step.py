@@ -249,7 +249,7 @@ def _in_float32(tree: Any) -> Any:
 def micro_rows(config: LoopConfig, processes: int) -> int:
     """Rows that a process computes at a time. Raises UserError when they do not divide its rows."""
     rows = config.batch_size // processes
-    micro = min(config.micro_batch_size, rows) or rows
+    micro = min(config.rows_at_a_time, rows)
     if rows % micro:
         raise UserError(
             f"micro_batch_size {micro} does not divide a process's {rows} rows (batch_size "
